@@ -1,0 +1,67 @@
+# Works from a fresh clone with Python 3.11 and pip. `make` alone says what there is to do.
+
+SHELL := /bin/sh
+STAMP := .venv/.complete
+BIN := .venv/bin/python
+
+# The first of these that runs; `make PYTHON=/path/to/python3.11 ...` names another one.
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	if $$python -c '' 2>/dev/null; then echo $$python; break; fi; done)
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test venv lint types clean
+
+help: ## say what there is to do (this text)
+	@echo 'LFP-ViT: from a table of LFP traces to spectrogram shards.'
+	@echo
+	@echo 'New here? `make demo` builds a small dataset from generated recordings.'
+	@echo 'Changed something? `make test` checks it.'
+	@echo
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile \
+		| awk -F '|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@echo
+	@echo 'Your own table: ./run_dataflow.sh --help'
+
+demo: $(STAMP) ## generate recordings, audit and preprocess them, verify the dataset
+	$(BIN) -m beam_pipeline sample --output out/sample
+	$(BIN) -m beam_pipeline audit --input out/sample --output out/audit
+	./run_dataflow.sh
+	$(BIN) -m beam_pipeline verify out/dataset
+	@echo
+	@echo 'Done. out/sample holds generated recordings; out/dataset holds the verified dataset'
+	@echo 'made from them: shards of normalised spectrograms for train, val and test.'
+	@echo 'Look at the recordings in out/audit/index.html (open it in a browser) and at the'
+	@echo 'dataset in out/dataset/README.md. For a table of your own:'
+	@echo '  ./run_dataflow.sh --input table.parquet --output my_dataset'
+
+test: lint types ## check style, types and behaviour
+	$(BIN) -m pytest -n 2
+
+lint: $(STAMP) ## check style and format with ruff
+	$(BIN) -m ruff check .
+	$(BIN) -m ruff format --check .
+
+types: $(STAMP) ## check types with mypy
+	$(BIN) -m mypy
+
+venv: $(STAMP) ## set up .venv, anew whenever setup.py or constraints.txt changed
+
+# The stamp comes last: a set-up that was cut off starts again.
+# Debian packs ensurepip separately; without it pip comes from the outer Python.
+$(STAMP): setup.py constraints.txt
+	@test -n '$(PYTHON)' || { echo 'make: no python3 found. Install Python 3.11, or name one:' \
+		'make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"make: Python 3.11 or newer is needed, but $(PYTHON) is %d.%d. Install it, or name one:" \
+		" make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
+	@echo 'Setting up .venv (a minute or two) ...'
+	@rm -rf .venv
+	@'$(PYTHON)' -m venv .venv >/dev/null 2>&1 || { \
+		'$(PYTHON)' -m venv --clear --without-pip .venv && \
+		'$(PYTHON)' -m pip --python $(BIN) install --quiet pip; }
+	@$(BIN) -m pip install --quiet -c constraints.txt -e '.[pipeline,dev]'
+	@touch $@
+
+clean: ## remove .venv and every cache (out/ stays: your datasets may be there)
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,169 @@
+"""The dataset card: what was made, how, and what it looks like."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beam_pipeline.manifest import Manifest
+from beam_pipeline.splits import SPLITS
+
+PICTURE = "mean_spectrograms.png"
+_CARD = """# LFP spectrogram dataset
+
+{n_trials:,} trials of {n_sessions:,} sessions ({n_subjects}), classes {classes}. Each sample of a
+shard is up to {block_trials} consecutive trials of one session: `spectrogram.npy` float16
+(trials, {n_freqs} frequencies, {n_times} times), `baseline.npy` float32 (trials, frequencies)
+and `json`. The format is described in `docs/dataset-format.md` of LFP-ViT.
+
+```python
+import webdataset as wds
+for sample in wds.WebDataset("{example}", shardshuffle=False).decode():
+    sample["spectrogram.npy"], sample["json"]["label"]
+```
+
+Axes: {fmin:.4g} to {fmax:.4g} Hz, {tmin:.4g} to {tmax:.4g} s relative to the onset.
+Normalisation: {normalization}.
+
+## Splits
+
+{splits}
+
+Split by {grouping}. The unit of evidence is the animal, then the session: {evidence}
+
+## Rows that were not used
+
+{rejects}
+
+## Mean spectrograms
+
+![Mean spectrogram of each condition and split]({picture})
+
+## Options
+
+{options}
+
+Made by {versions}. Source: {source}.
+"""
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table; numbers are aligned to the right."""
+    lines = [f"| {' | '.join(header)} |", f"| {' | '.join('---' for _ in header)} |"]
+    for row in rows:
+        cells = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def dataset_card(manifest: Manifest) -> str:
+    """Return the card as Markdown."""
+    splits = manifest.splits
+    subjects = {name for split in splits.values() for name in split.subjects}
+    norm = manifest.normalization
+    test = splits["test"]
+    units = len(test.subjects) or len(test.sessions)
+    return _CARD.format(
+        n_trials=sum(split.trials for split in splits.values()),
+        n_sessions=sum(len(split.sessions) for split in splits.values()),
+        n_subjects=f"{len(subjects):,} subjects" if subjects else "subjects unknown",
+        classes=", ".join(f"{name} = {label}" for label, name in enumerate(manifest.classes)),
+        block_trials=manifest.shape[0],
+        n_freqs=manifest.shape[1],
+        n_times=manifest.shape[2],
+        example=manifest.shards[0]["path"],
+        fmin=manifest.freqs[0],
+        fmax=manifest.freqs[-1],
+        tmin=manifest.times[0],
+        tmax=manifest.times[-1],
+        normalization=_normalization_text(norm),
+        splits=_splits_table(manifest),
+        grouping="subject" if subjects else "session (the table names no subjects)",
+        evidence=f"the test split holds {units} of them.",
+        rejects=_rejects_table(manifest.rejects),
+        picture=PICTURE,
+        options=markdown_table(
+            ["option", "value"],
+            [(name, f"`{value}`") for name, value in manifest.options.items() if name != "splits"],
+        ),
+        versions=", ".join(f"{name} {value}" for name, value in manifest.versions.items()),
+        source=f"`{manifest.source['uri']}`, {manifest.source['rows']:,} rows",
+    )
+
+
+def _normalization_text(norm: Mapping[str, Any]) -> str:
+    if norm["normalization"] == "none":
+        return "none"
+    if norm["normalization"] == "per_frequency":
+        return "mean and standard deviation per frequency, of the train split only"
+    return f"mean {norm['mean']:.4g} and standard deviation {norm['std']:.4g} of the train split only"
+
+
+def _splits_table(manifest: Manifest) -> str:
+    header = ["split", "trials", *manifest.classes, "sessions", "subjects", "samples", "shards"]
+    rows = [
+        (
+            name,
+            split.trials,
+            *(split.trials_per_class[label] for label in manifest.classes),
+            len(split.sessions),
+            len(split.subjects) or "unknown",
+            split.samples,
+            len(split.shards),
+        )
+        for name, split in manifest.splits.items()
+    ]
+    return markdown_table(header, rows)
+
+
+def _rejects_table(rejects: Mapping[str, int]) -> str:
+    if not rejects:
+        return "None: every row is used."
+    return markdown_table(["reason", "rows"], sorted(rejects.items())) + (
+        "\n\nEach stands with its session, trial and detail in `rejects/`."
+    )
+
+
+def mean_spectrograms_png(folder: Path, manifest: Manifest) -> bytes:
+    """Draw the mean normalised spectrogram of each condition (rows) and split (columns).
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Holds one ``.npz`` a condition and split.
+    manifest : Manifest
+    """
+    # Figure alone, without pyplot: no global state and no display needed.
+    from matplotlib.figure import Figure
+
+    means = {}
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path, allow_pickle=False) as data:
+            means[str(data["condition"]), str(data["split"])] = (
+                data["mean"],
+                int(data["n_trials"]),
+            )
+    limit = max(np.abs(mean).max() for mean, _ in means.values())
+    n_rows = len(manifest.classes)
+    figure = Figure(figsize=(10, 0.8 + 2.2 * n_rows), layout="constrained", dpi=100)
+    axes = figure.subplots(n_rows, len(SPLITS), sharex=True, sharey=True, squeeze=False)
+    for row, condition in enumerate(manifest.classes):
+        for column, split in enumerate(SPLITS):
+            axis = axes[row, column]
+            mean, n_trials = means.get((condition, split), (None, 0))
+            axis.set_title(f"{condition}, {split} ({n_trials:,} trials)", fontsize=9)
+            if mean is not None:
+                image = axis.pcolormesh(
+                    manifest.times, manifest.freqs, mean, cmap="RdBu_r", vmin=-limit, vmax=limit
+                )
+            axis.axvline(0, color="black", linewidth=0.8)
+    figure.supxlabel("time from onset (s)", fontsize=9)
+    figure.supylabel("frequency (Hz)", fontsize=9)
+    figure.colorbar(image, ax=axes, label="mean normalised value")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

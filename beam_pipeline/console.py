@@ -1,0 +1,133 @@
+"""What a person sees of a run: progress bars on a terminal, plain lines elsewhere, tables."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+REFRESH_SECONDS = 0.5
+PLAIN_SECONDS = 10.0
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} trials/s" if speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def watch(
+    phases: Mapping[str, str], total: int, counts: Callable[[], Mapping[str, int]]
+) -> Iterator[None]:
+    """Show how far each phase is while the body runs.
+
+    Parameters
+    ----------
+    phases : mapping
+        {phase: what to call it}, in order.
+    total : int
+        Trials of each phase.
+    counts : callable
+        Returns the trials finished so far, by phase.
+    """
+    stop = threading.Event()
+    show = _show_bars if sys.stderr.isatty() else _show_lines
+    thread = threading.Thread(target=show, args=(phases, total, counts, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _show_bars(
+    phases: Mapping[str, str],
+    total: int,
+    counts: Callable[[], Mapping[str, int]],
+    stop: threading.Event,
+) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks = {
+            phase: progress.add_task(name, total=total, start=False)
+            for phase, name in phases.items()
+        }
+        ended = False
+        while not ended:
+            ended = stop.wait(REFRESH_SECONDS)
+            for phase, done in counts().items():
+                task = tasks[phase]
+                if done and not progress.tasks[task].started:
+                    progress.start_task(task)
+                progress.update(task, completed=done)
+
+
+def _show_lines(
+    phases: Mapping[str, str],
+    total: int,
+    counts: Callable[[], Mapping[str, int]],
+    stop: threading.Event,
+) -> None:
+    started = {phase: 0.0 for phase in phases}
+    shown: dict[str, int] = {}
+    last = time.monotonic()
+    ended = False
+    while not ended:
+        ended = stop.wait(REFRESH_SECONDS)
+        now = time.monotonic()
+        for phase, done in counts().items():
+            started[phase] = started[phase] or now
+            finished = done >= total
+            if done == shown.get(phase) or not (finished or ended or now - last > PLAIN_SECONDS):
+                continue
+            shown[phase], last = done, now
+            rate = done / max(now - started[phase], REFRESH_SECONDS)
+            left = "" if finished else f", {(total - done) / rate:,.0f} s left"
+            print(f"{phases[phase]}: {done:,} of {total:,}, {rate:,.0f} trials/s{left}", file=sys.stderr)
+
+
+def print_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[object]], notes: str = ""
+) -> None:
+    """Print a table to standard output; numbers are aligned to the right."""
+    table = Table(title=title, title_justify="left", caption=notes or None, caption_justify="left")
+    for index, name in enumerate(header):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    # A pipe has no width: without a floor, rich would wrap numbers at 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(table)
+
+
+def format_bytes(n: float) -> str:
+    """Return a size in the largest unit that keeps it above one."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.2f} TB"

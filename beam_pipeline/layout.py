@@ -1,0 +1,346 @@
+"""From what each session holds to the plan of the dataset: splits, statistics, shards."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beam_pipeline.blocks import block_key, key_hash, n_shards_for, shard_index, shard_starts
+from beam_pipeline.moments import MAX_MAGNITUDE, UNIT, Moments, exact_sum
+from beam_pipeline.options import DatasetOptions
+from beam_pipeline.sessions import Block
+from beam_pipeline.shards import Sample, tar_sample_size
+from beam_pipeline.splits import (
+    SPLITS,
+    SessionCount,
+    SplitError,
+    apply_splits_file,
+    assign_splits,
+)
+from beam_pipeline.traces import Reason, Reject
+
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+CONTENT_MODULUS = 1 << 128
+
+
+@dataclass(frozen=True)
+class SessionSummary:
+    """All that the plan needs of a session, or of a part of it.
+
+    Attributes
+    ----------
+    session, subject, condition : str
+    blocks : tuple of (int, int)
+        Number and trials of each block.
+    moments : Moments
+        Of the log-power (or rescaled power) spectrograms, before gain and normalisation.
+    baseline_sum : int
+        Sum of the baseline spectra over trials and frequencies, in units of 2**-40.
+    content : int
+        Sum of the trials' digests modulo 2**128: what was used, whatever the order.
+    """
+
+    session: str
+    subject: str | None
+    condition: str
+    blocks: tuple[tuple[int, int], ...]
+    moments: Moments
+    baseline_sum: int
+    content: int
+
+    @property
+    def n_trials(self) -> int:
+        """Number of trials that are used."""
+        return sum(n_trials for _, n_trials in self.blocks)
+
+    def gain(self) -> int:
+        """Return the session's mean log power of the baseline window, in units of 2**-40."""
+        n_values = self.n_trials * len(self.moments.sums)
+        return round(Fraction(self.baseline_sum, n_values))
+
+
+def merge_summaries(parts: Iterable[SessionSummary]) -> SessionSummary:
+    """Return the summary of a session from those of its parts, in any order."""
+    parts = list(parts)
+    first = parts[0]
+    return SessionSummary(
+        first.session,
+        first.subject,
+        first.condition,
+        tuple(sorted(block for part in parts for block in part.blocks)),
+        Moments.total((part.moments for part in parts), len(first.moments.sums)),
+        sum(part.baseline_sum for part in parts),
+        sum(part.content for part in parts) % CONTENT_MODULUS,
+    )
+
+
+def survey_block(
+    block: Block, values: NDArray[np.float32], baseline: NDArray[np.float32]
+) -> tuple[Block, SessionSummary | None, list[Reject]]:
+    """Reject trials whose spectrogram is of no use and sum up the others.
+
+    Parameters
+    ----------
+    block : Block
+    values : float32 array of shape (n_trials, n_freqs, n_times)
+    baseline : float32 array of shape (n_trials, n_freqs)
+
+    Returns
+    -------
+    block : Block
+        The trials that remain.
+    summary : SessionSummary or None
+        None where no trial remains.
+    rejects : list of Reject
+    """
+    # Comparisons with NaN are false, so this finds NaN and infinity too.
+    usable = (np.abs(values).max(axis=(1, 2)) < MAX_MAGNITUDE) & np.isfinite(baseline).all(axis=1)
+    detail = f"its spectrogram is not finite, or exceeds {MAX_MAGNITUDE:.0e}"
+    rejects = [
+        Reject(block.session, trial_num, Reason.UNUSABLE_SPECTROGRAM, detail)
+        for trial_num in block.trial_num[~usable].tolist()
+    ]
+    if not usable.all():
+        block, values, baseline = block.select(usable), values[usable], baseline[usable]
+    if len(block.trial_num) == 0:
+        return block, None, rejects
+    summary = SessionSummary(
+        block.session,
+        block.subject,
+        block.condition,
+        ((block.block, len(block.trial_num)),),
+        Moments.of(values),
+        int(exact_sum(baseline.sum(axis=1, dtype=np.float64))),
+        sum(int.from_bytes(digest.tobytes(), "big") for digest in block.digest) % CONTENT_MODULUS,
+    )
+    return block, summary, rejects
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What is subtracted from and divided into the spectrograms.
+
+    Attributes
+    ----------
+    method : str
+        ``global``, ``per_frequency`` or ``none``.
+    mean, std : float64 arrays of shape (1,) or (n_freqs,)
+        Of the train split, after gain correction.
+    count : int
+        Values behind each mean.
+    sessions : tuple of str
+        The train sessions, sorted.
+    """
+
+    method: str
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    count: int
+    sessions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The whole plan of a dataset, before a shard is written.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        Conditions in label order.
+    split_of : dict
+        Split of each session.
+    gains : dict
+        What is subtracted from a session's log power, in units of 2**-40; zero without gain
+        correction.
+    normalization : Normalization
+    shard_starts : dict
+        Smallest hash of each shard, per split.
+    """
+
+    classes: tuple[str, ...]
+    split_of: dict[str, str]
+    gains: dict[str, int]
+    normalization: Normalization
+    shard_starts: dict[str, tuple[int, ...]]
+
+    def shard_of(self, block: Block) -> tuple[str, int]:
+        """Return (split, shard index) of a block."""
+        split = self.split_of[block.session]
+        value = key_hash(block_key(block.session, block.block))
+        return split, shard_index(value, self.shard_starts[split])
+
+    def sample(
+        self, block: Block, values: NDArray[np.float32], baseline: NDArray[np.float32]
+    ) -> tuple[Sample, int]:
+        """Normalise a block's spectrograms (in place) into a sample.
+
+        Returns
+        -------
+        sample : Sample
+        n_clipped : int
+            Values beyond the range of float16, set to its limit.
+        """
+        norm = self.normalization
+        shift = (self.gains[block.session] / UNIT + norm.mean).astype(np.float32)
+        values -= shift[:, None]
+        values *= (1.0 / norm.std).astype(np.float32)[:, None]
+        n_clipped = 0
+        if max(float(values.max()), -float(values.min())) > FLOAT16_MAX:
+            n_clipped = int(np.count_nonzero(np.abs(values) > FLOAT16_MAX))
+            np.clip(values, -FLOAT16_MAX, FLOAT16_MAX, out=values)
+        metadata = {
+            "session": block.session,
+            "subject": block.subject,
+            "condition": block.condition,
+            "label": self.classes.index(block.condition),
+            "block": block.block,
+            "trial_num": block.trial_num.tolist(),
+            "frequency": _nullable(block.frequency),
+            "amplitude": _nullable(block.amplitude),
+        }
+        key = block_key(block.session, block.block)
+        return Sample(key, values.astype(np.float16), baseline, metadata), n_clipped
+
+
+def _nullable(values: NDArray[np.float64]) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+class LayoutError(ValueError):
+    """The table cannot become a sound dataset; nothing has been written."""
+
+
+def plan_layout(
+    summaries: Iterable[SessionSummary],
+    reject_counts: Mapping[str, int],
+    n_rows: int,
+    options: DatasetOptions,
+    shape: tuple[int, int],
+) -> Layout:
+    """Decide splits, statistics and shards from the sessions' summaries.
+
+    Parameters
+    ----------
+    summaries : iterable of SessionSummary
+    reject_counts : mapping
+        Rejected rows by reason.
+    n_rows : int
+        Rows of the table.
+    options : DatasetOptions
+    shape : tuple of int
+        (n_freqs, n_times) of a trial.
+
+    Raises
+    ------
+    LayoutError
+        If too many rows were rejected, rows got lost, or no sound split exists.
+    """
+    sessions = sorted(summaries, key=lambda summary: summary.session)
+    n_used = sum(summary.n_trials for summary in sessions)
+    _check_rejects(n_used, reject_counts, n_rows, options.max_reject_fraction)
+    counts = [
+        SessionCount(summary.session, summary.subject, summary.condition, summary.n_trials)
+        for summary in sessions
+    ]
+    try:
+        if options.splits is not None:
+            split_of = apply_splits_file(counts, options.splits)
+        else:
+            split_of = assign_splits(counts, options.split_ratios, options.split_seed)
+    except SplitError as error:
+        raise LayoutError(str(error)) from error
+    gains = {summary.session: 0 for summary in sessions}
+    if options.gain_correction == "session":
+        gains = {summary.session: summary.gain() for summary in sessions}
+    return Layout(
+        options.classes or tuple(sorted({summary.condition for summary in sessions})),
+        split_of,
+        gains,
+        train_normalization(sessions, split_of, gains, options.normalization),
+        _plan_shards(sessions, split_of, options, shape),
+    )
+
+
+def _check_rejects(
+    n_used: int, reject_counts: Mapping[str, int], n_rows: int, max_fraction: float
+) -> None:
+    n_rejected = sum(reject_counts.values())
+    if n_used + n_rejected != n_rows:
+        raise LayoutError(
+            f"{n_rows:,} rows went in, but {n_used:,} used and {n_rejected:,} rejected came out: "
+            "the table changed while it was read; run again"
+        )
+    reasons = ", ".join(
+        f"{reason} {count:,}" for reason, count in Counter(reject_counts).most_common()
+    )
+    if n_used == 0:
+        raise LayoutError(f"all {n_rows:,} rows are rejected: {reasons}")
+    if n_rejected > max_fraction * n_rows:
+        raise LayoutError(
+            f"{n_rejected:,} of {n_rows:,} rows ({n_rejected / n_rows:.1%}) are rejected, more "
+            f"than --max_reject_fraction {max_fraction:g}: {reasons}"
+        )
+
+
+def train_normalization(
+    sessions: Sequence[SessionSummary],
+    split_of: Mapping[str, str],
+    gains: Mapping[str, int],
+    method: str,
+) -> Normalization:
+    """Return mean and standard deviation over the train sessions only.
+
+    Raises
+    ------
+    LayoutError
+        If the train spectrograms are constant.
+    """
+    train = [summary for summary in sessions if split_of[summary.session] == "train"]
+    total = Moments.total(
+        (summary.moments.shifted(gains[summary.session]) for summary in train),
+        len(sessions[0].moments.sums),
+    )
+    if method != "per_frequency":
+        total = total.pooled()
+    mean, std = total.mean(), total.std()
+    if method == "none":
+        mean, std = np.zeros(1), np.ones(1)
+    elif not (std > 0).all():
+        raise LayoutError(
+            "the train spectrograms are constant"
+            + (" at some frequencies" if method == "per_frequency" else "")
+            + ", so they cannot be normalised: is --log_floor far above the power of the traces?"
+        )
+    return Normalization(
+        method, mean, std, total.count, tuple(summary.session for summary in train)
+    )
+
+
+def _plan_shards(
+    sessions: Sequence[SessionSummary],
+    split_of: Mapping[str, str],
+    options: DatasetOptions,
+    shape: tuple[int, int],
+) -> dict[str, tuple[int, ...]]:
+    hashes: dict[str, list[int]] = defaultdict(list)
+    n_bytes: Counter[str] = Counter()
+    for summary in sessions:
+        split = split_of[summary.session]
+        for block, n_trials in summary.blocks:
+            hashes[split].append(key_hash(block_key(summary.session, block)))
+            n_bytes[split] += tar_sample_size(n_trials, *shape)
+    starts: dict[str, tuple[int, ...]] = {}
+    for split in SPLITS:
+        if not hashes[split]:
+            starts[split] = ()
+            continue
+        n_shards = n_shards_for(
+            n_bytes[split], len(hashes[split]), options.shard_mb, options.num_shards
+        )
+        starts[split] = shard_starts(hashes[split], n_shards)
+    return starts

@@ -1,0 +1,353 @@
+"""Every choice that changes a dataset's content, and the command line that sets it."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from beam_pipeline.sources import SourceError, TraceSource, parse_column_names
+from beam_pipeline.spectrogram import SpectrogramOptions
+from beam_pipeline.splits import SplitsFile, read_splits_file
+
+NORMALIZATIONS = ("global", "per_frequency", "none")
+GAIN_CORRECTIONS = ("none", "session")
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """What makes two datasets from the same rows equal or different."""
+
+    spectrogram: SpectrogramOptions
+    columns: dict[str, str]
+    onset: float | None = None
+    resample: bool = False
+    classes: tuple[str, ...] | None = None
+    max_railed_fraction: float = 0.05
+    amplitude_outlier: float | None = None
+    max_reject_fraction: float = 0.05
+    gain_correction: str = "none"
+    normalization: str = "global"
+    split_ratios: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    split_seed: int = 0
+    splits: SplitsFile | None = None
+    block_trials: int = 32
+    shard_mb: float = 128.0
+    num_shards: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.gain_correction == "session" and self.spectrogram.baseline_mode != "trace":
+            raise ValueError(
+                "--gain_correction session works on log power, so it needs --baseline_mode trace "
+                f"(the mode {self.spectrogram.baseline_mode} already relates each trial to its "
+                "own baseline)"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as JSON data, flat, under the names of their flags."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= asdict(values.pop("spectrogram"))
+        splits = values.pop("splits")
+        values["splits"] = (
+            None
+            if splits is None
+            else {"by": splits.by, "split_of": dict(sorted(splits.split_of.items()))}
+        )
+        return dict(sorted(json.loads(json.dumps(values)).items()))
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over the options."""
+        return options_fingerprint(self.to_dict())
+
+
+def options_fingerprint(options: dict[str, Any]) -> str:
+    """Return the SHA-256 of options as they stand in the manifest."""
+    text = json.dumps(options, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _numbers(count: int) -> Callable[[str], tuple[float, ...]]:
+    def parse(text: str) -> tuple[float, ...]:
+        values = tuple(float(part) for part in text.split(","))
+        if len(values) != count:
+            raise ValueError
+        return values
+
+    parse.__name__ = f"list of {count} comma-separated numbers,"
+    return parse
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _columns(text: str) -> dict[str, str]:
+    try:
+        return parse_column_names(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _at_least(kind: type[int] | type[float], low: float, high: float = float("inf")) -> Any:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            bound = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bound}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where the table is and how its columns are called."""
+    group = parser.add_argument_group("table")
+    group.add_argument(
+        "--input",
+        required=True,
+        metavar="PATH",
+        help="Parquet file, folder of Parquet files, or quoted glob",
+    )
+    group.add_argument(
+        "--columns",
+        type=_columns,
+        default={},
+        metavar="NAME=COLUMN,...",
+        help="names in the table for: session, condition, trial_num, trace (required), subject, "
+        "sfreq, onset, frequency, amplitude (optional); e.g. trace=lfp,session=session_id",
+    )
+    group.add_argument(
+        "--sfreq",
+        type=float,
+        help="sampling rate in Hz of rows that state none; other rates are rejected, or "
+        "resampled with --resample",
+    )
+    group.add_argument(
+        "--onset",
+        type=float,
+        help="stimulus onset in seconds from the start of the trace, for rows that state none",
+    )
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags behind `DatasetOptions`."""
+    _add_screening_arguments(parser)
+    _add_spectrogram_arguments(parser)
+    _add_split_arguments(parser)
+
+
+def _add_screening_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "rows", "Every row is used, or stands in rejects/ with its reason."
+    )
+    group.add_argument(
+        "--resample",
+        action="store_true",
+        help="bring rows of another rate to --sfreq (SciPy's polyphase resampler)",
+    )
+    group.add_argument(
+        "--classes",
+        type=_names,
+        metavar="A,B",
+        help="known conditions in label order, the positive class last (default: all, sorted)",
+    )
+    group.add_argument(
+        "--max_railed_fraction",
+        type=_at_least(float, 0, 1),
+        default=DatasetOptions.max_railed_fraction,
+        help="reject a trace with a larger share of samples at its extreme (default %(default)s)",
+    )
+    group.add_argument(
+        "--amplitude_outlier",
+        type=_at_least(float, 0),
+        metavar="N",
+        help="reject trials N robust standard deviations from their session's median log "
+        "amplitude (default: off)",
+    )
+    group.add_argument(
+        "--max_reject_fraction",
+        type=_at_least(float, 0, 1),
+        default=DatasetOptions.max_reject_fraction,
+        help="fail when more of the rows are rejected (default %(default)s)",
+    )
+
+
+def _add_spectrogram_arguments(parser: argparse.ArgumentParser) -> None:
+    default = SpectrogramOptions
+    group = parser.add_argument_group(
+        "spectrogram", "Times are in seconds relative to the onset, as in MNE."
+    )
+
+    def add(flag: str, kind: Any, text: str, **more: Any) -> None:
+        value = getattr(default, flag)
+        shown = value if not isinstance(value, tuple) else ",".join(map(str, value))
+        note = "" if value is None else f" (default {shown})"
+        group.add_argument(f"--{flag}", type=kind, default=value, help=text + note, **more)
+
+    add("tmin", float, "start of the window")
+    add("tmax", float, "end of the window; the last sample is excluded")
+    add("baseline", _numbers(2), "baseline window", metavar="TMIN,TMAX")
+    add(
+        "baseline_mode",
+        str,
+        "trace: subtract the baseline mean from the trace; others: rescale the power as "
+        "mne.baseline.rescale does, per trial and frequency (this can delete a class that "
+        "differs in background power)",
+        choices=("trace", "mean", "ratio", "logratio", "percent", "zscore", "zlogratio"),
+    )
+    add("method", str, "time-frequency method", choices=("stft", "multitaper", "morlet"))
+    add("fmin", float, "lowest frequency in Hz (default: all of the STFT; 4 for wavelets)")
+    add("fmax", float, "highest frequency in Hz (default: all of the STFT; 150 for wavelets)")
+    add("n_freqs", int, "number of frequencies (default: the STFT's bins; 64 for wavelets)")
+    add("freq_scale", str, "spacing of --n_freqs", choices=("linear", "log"))
+    add("window", str, "STFT: SciPy's name of the window, taken as symmetric")
+    add("nperseg", int, "STFT: samples of a segment")
+    add("noverlap", int, "STFT: samples that neighbouring segments share")
+    add("detrend", str, "STFT: per segment", choices=("constant", "linear", "none"))
+    add("scaling", str, "STFT: power density or power", choices=("density", "spectrum"))
+    add("n_cycles", float, "Morlet, multitaper: cycles in a wavelet")
+    add("time_bandwidth", float, "multitaper: time-bandwidth product")
+    add("decim", int, "Morlet, multitaper: keep every n-th sample")
+    add("log_floor", float, "added to the power before log10, in the unit of the power")
+    group.add_argument(
+        "--gain_correction",
+        choices=GAIN_CORRECTIONS,
+        default=DatasetOptions.gain_correction,
+        help="session: subtract each session's own mean log power of the baseline window "
+        "(no labels involved), so that its gain is no shortcut (default %(default)s)",
+    )
+    group.add_argument(
+        "--normalization",
+        choices=NORMALIZATIONS,
+        default=DatasetOptions.normalization,
+        help="mean and standard deviation over the train split only (default %(default)s)",
+    )
+
+
+def _add_split_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "splits and shards", "Split by subject where there is one, else by session."
+    )
+    group.add_argument(
+        "--split_ratios",
+        type=_numbers(3),
+        default=DatasetOptions.split_ratios,
+        metavar="TRAIN,VAL,TEST",
+        help="shares of the trials (default 0.7,0.15,0.15)",
+    )
+    group.add_argument("--split_seed", type=int, default=0, help="(default %(default)s)")
+    group.add_argument(
+        "--splits",
+        metavar="FILE",
+        help="CSV or JSON with session or subject, and split: overrides the ratios",
+    )
+    group.add_argument(
+        "--block_trials",
+        type=_at_least(int, 1),
+        default=DatasetOptions.block_trials,
+        help="most consecutive trials in a WebDataset sample (default %(default)s)",
+    )
+    group.add_argument(
+        "--shard_mb",
+        type=_at_least(float, 0.001),
+        default=DatasetOptions.shard_mb,
+        help="size of a shard in MiB (default %(default)s)",
+    )
+    group.add_argument(
+        "--num_shards",
+        type=_at_least(int, 1),
+        help="shards of each split, instead of --shard_mb",
+    )
+
+
+#: Flags whose value may begin with a minus sign, which argparse takes for another flag.
+_SIGNED_LISTS = ("--baseline",)
+
+
+def join_signed_values(arguments: Sequence[str]) -> list[str]:
+    """Write ``--baseline -2.0,0.0`` as ``--baseline=-2.0,0.0``."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in _SIGNED_LISTS:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def resolve_sfreq(source: TraceSource, sfreq: float | None) -> float:
+    """Return the dataset's sampling rate: the flag's, or the only one in the table.
+
+    Raises
+    ------
+    SourceError
+        If neither says it, or the table holds several rates.
+    """
+    if sfreq is not None:
+        return sfreq
+    if "sfreq" not in source.columns:
+        raise SourceError(
+            "the sampling rate is unknown: the table has no sfreq column; pass --sfreq HZ "
+            "(or --columns sfreq=COLUMN)"
+        )
+    rates = [
+        rate
+        for rate in source.read_columns(["sfreq"]).column("sfreq").unique().to_pylist()
+        if rate is not None and rate > 0
+    ]
+    if len(rates) != 1:
+        found = ", ".join(f"{rate:g}" for rate in sorted(rates)[:5]) or "no valid rate"
+        raise SourceError(
+            f"the table holds {found} Hz: pass --sfreq HZ, with --resample to bring other rates "
+            "to it or without to reject them"
+        )
+    return float(rates[0])
+
+
+def check_onset(source: TraceSource, onset: float | None, spectrogram: SpectrogramOptions) -> None:
+    """Check that the onset is known and leaves room for a baseline.
+
+    Raises
+    ------
+    SourceError
+        If no onset is given, or the baseline begins before the trace does.
+    """
+    if "onset" not in source.columns:
+        if onset is None:
+            raise SourceError(
+                "the stimulus onset is unknown: the table has no onset column; pass --onset "
+                "SECONDS from the start of the trace (or --columns onset=COLUMN)"
+            )
+        start = spectrogram.baseline[0]
+        # Half a sample: onsets and windows are rounded to samples.
+        if onset + start < -0.5 / spectrogram.sfreq:
+            raise SourceError(
+                f"the baseline {start:g} to {spectrogram.baseline[1]:g} s is empty: the onset is "
+                f"{onset:g} s after the start of the trace, so nothing was recorded "
+                f"{-start:g} s before it; pass a --baseline inside the trace"
+            )
+
+
+def dataset_options(args: argparse.Namespace, source: TraceSource) -> DatasetOptions:
+    """Build the options from parsed flags and what the table says of its timing.
+
+    Raises
+    ------
+    ValueError
+        If flags contradict each other or the table.
+    """
+    names = {field.name for field in fields(SpectrogramOptions)} - {"sfreq"}
+    spectrogram = SpectrogramOptions(
+        sfreq=resolve_sfreq(source, args.sfreq), **{name: getattr(args, name) for name in names}
+    )
+    check_onset(source, args.onset, spectrogram)
+    rest = {field.name for field in fields(DatasetOptions)} - {"spectrogram", "splits"}
+    return DatasetOptions(
+        spectrogram=spectrogram,
+        splits=None if args.splits is None else read_splits_file(args.splits),
+        **{name: getattr(args, name) for name in rest},
+    )

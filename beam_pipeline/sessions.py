@@ -1,0 +1,284 @@
+"""What only shows when the rows of a session stand together: conflicts, copies, blocks."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beam_pipeline.segments import Pointers
+from beam_pipeline.traces import Reason, Reject, TrialBatch
+
+#: Scale of the median absolute deviation of a Gaussian, 1 / Phi^-1(3/4).
+MAD_TO_STD = 1.4826022185056018
+DIGEST_BUCKETS = 64
+
+
+@dataclass(frozen=True)
+class SessionRows:
+    """Some trials of one session, as columns of equal length; see `TrialBatch`."""
+
+    subject: list[str | None]
+    condition: list[str]
+    trial_num: NDArray[np.int64]
+    frequency: NDArray[np.float64]
+    amplitude: NDArray[np.float64]
+    level: NDArray[np.float64]
+    digest: NDArray[np.uint8]
+    pointers: Pointers
+
+
+@dataclass(frozen=True)
+class Block:
+    """Up to ``block_trials`` consecutive trials of one session, in ``trial_num`` order."""
+
+    session: str
+    subject: str | None
+    condition: str
+    block: int
+    trial_num: NDArray[np.int64]
+    frequency: NDArray[np.float64]
+    amplitude: NDArray[np.float64]
+    digest: NDArray[np.uint8]
+    pointers: Pointers
+
+    def select(self, kept: NDArray[np.bool_]) -> Block:
+        """Return the block with only the trials in the mask."""
+        return Block(
+            self.session,
+            self.subject,
+            self.condition,
+            self.block,
+            self.trial_num[kept],
+            self.frequency[kept],
+            self.amplitude[kept],
+            self.digest[kept],
+            self.pointers[kept],
+        )
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A trial whose trace stands elsewhere too."""
+
+    trial_num: int
+    digest: bytes
+    detail: str
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Where each trace of one digest bucket was seen."""
+
+    session: str
+    trial_num: NDArray[np.int64]
+    digest: NDArray[np.uint8]
+
+
+def order_by_session(trials: TrialBatch) -> tuple[NDArray[np.int64], list[tuple[str, slice]]]:
+    """Return the order that puts each session's trials together, and where each session lies."""
+    by_session: dict[str, list[int]] = defaultdict(list)
+    for row, session in enumerate(trials.session):
+        by_session[session].append(row)
+    order: list[int] = []
+    places = []
+    for session, rows in by_session.items():
+        rows.sort(key=lambda row: int(trials.trial_num[row]))
+        places.append((session, slice(len(order), len(order) + len(rows))))
+        order += rows
+    return np.array(order, dtype=np.int64), places
+
+
+def session_rows(
+    trials: TrialBatch, order: NDArray[np.int64], place: slice, pointers: Pointers
+) -> SessionRows:
+    """Return one session's part of a batch; `pointers` are in the given order."""
+    rows = order[place]
+    return SessionRows(
+        [trials.subject[row] for row in rows],
+        [trials.condition[row] for row in rows],
+        trials.trial_num[rows],
+        trials.frequency[rows],
+        trials.amplitude[rows],
+        trials.level[rows],
+        trials.digest[rows],
+        pointers[place],
+    )
+
+
+def fingerprints(session: str, rows: SessionRows) -> Iterator[tuple[int, Fingerprints]]:
+    """Yield (bucket, fingerprints): equal traces meet in the same bucket."""
+    buckets = rows.digest[:, 0] % DIGEST_BUCKETS
+    for bucket in np.unique(buckets):
+        chosen = buckets == bucket
+        yield int(bucket), Fingerprints(session, rows.trial_num[chosen], rows.digest[chosen])
+
+
+def find_copies(bucket: Iterable[Fingerprints]) -> Iterator[tuple[str, Copy]]:
+    """Yield (session, copy) for each trial to reject because its trace stands elsewhere too.
+
+    Inside a session the first trial is kept. Across sessions none is: nothing tells which label
+    is the right one, and a trace in two sessions may end up in two splits.
+    """
+    seen: dict[bytes, set[tuple[str, int]]] = defaultdict(set)
+    for part in bucket:
+        for trial_num, digest in zip(part.trial_num.tolist(), part.digest, strict=True):
+            seen[digest.tobytes()].add((part.session, trial_num))
+    for digest, places in seen.items():
+        if len(places) == 1:
+            continue
+        ordered = sorted(places)
+        across = len({session for session, _ in ordered}) > 1
+        for session, trial_num in ordered if across else ordered[1:]:
+            other = next(place for place in ordered if place != (session, trial_num))
+            detail = f"the same trace as trial {other[1]} of session {other[0]}"
+            yield session, Copy(trial_num, digest, detail)
+
+
+def resolve_session(
+    session: str,
+    pieces: Iterable[SessionRows],
+    copies: Iterable[Copy],
+    block_trials: int,
+    amplitude_outlier: float | None,
+) -> tuple[list[Block], list[Reject]]:
+    """Bring a session's rows into order, reject what conflicts, and cut blocks.
+
+    Parameters
+    ----------
+    session : str
+    pieces : iterable of SessionRows
+        Everything that was accepted of the session, in any order.
+    copies : iterable of Copy
+        Trials of the session to reject as identical traces.
+    block_trials : int
+        Most trials in a block.
+    amplitude_outlier : float or None
+        Reject trials whose log amplitude lies more than this many robust standard deviations
+        (median absolute deviation times 1.4826) from the session's median; None keeps all.
+
+    Returns
+    -------
+    blocks : list of Block
+    rejects : list of Reject
+        Blocks and rejects together hold every row once.
+    """
+    rows = _concatenate(list(pieces))
+    problems = (
+        _conflict(rows.condition, "condition", Reason.SESSION_TWO_CONDITIONS)
+        or _conflict(rows.subject, "subject", Reason.SESSION_TWO_SUBJECTS)
+        or _trial_problems(rows, list(copies), amplitude_outlier)
+    )
+    rejects = [
+        Reject(session, int(rows.trial_num[row]), *problems[row]) for row in sorted(problems)
+    ]
+    kept = np.array([row for row in range(len(rows.condition)) if row not in problems], np.int64)
+    blocks = [
+        Block(
+            session,
+            rows.subject[0],
+            rows.condition[0],
+            block,
+            rows.trial_num[part],
+            rows.frequency[part],
+            rows.amplitude[part],
+            rows.digest[part],
+            rows.pointers[part],
+        )
+        for block, start in enumerate(range(0, len(kept), block_trials))
+        for part in [kept[start : start + block_trials]]
+    ]
+    return blocks, rejects
+
+
+def _concatenate(pieces: Sequence[SessionRows]) -> SessionRows:
+    """Join pieces in an order that depends on their content alone."""
+    digest = np.concatenate([piece.digest for piece in pieces])
+    trial_num = np.concatenate([piece.trial_num for piece in pieces])
+    frequency = np.concatenate([piece.frequency for piece in pieces])
+    amplitude = np.concatenate([piece.amplitude for piece in pieces])
+    order = np.lexsort((amplitude, frequency, *digest.T[::-1], trial_num))
+    subject = [subject for piece in pieces for subject in piece.subject]
+    condition = [condition for piece in pieces for condition in piece.condition]
+    return SessionRows(
+        [subject[row] for row in order],
+        [condition[row] for row in order],
+        trial_num[order],
+        frequency[order],
+        amplitude[order],
+        np.concatenate([piece.level for piece in pieces])[order],
+        digest[order],
+        Pointers.concatenate([piece.pointers for piece in pieces])[order],
+    )
+
+
+def _conflict(
+    labels: Sequence[str | None], name: str, reason: Reason
+) -> dict[int, tuple[Reason, str]]:
+    counts = Counter(label or "(missing)" for label in labels)
+    if len(counts) == 1:
+        return {}
+    found = ", ".join(f"{label} in {n} trials" for label, n in sorted(counts.items()))
+    return dict.fromkeys(range(len(labels)), (reason, f"the session's {name} is {found}"))
+
+
+def _trial_problems(
+    rows: SessionRows, copies: Sequence[Copy], amplitude_outlier: float | None
+) -> dict[int, tuple[Reason, str]]:
+    problems = dict(_repeated_trials(rows))
+    by_trial = {(copy.trial_num, copy.digest): copy for copy in copies}
+    for row, (trial_num, digest) in enumerate(
+        zip(rows.trial_num.tolist(), rows.digest, strict=True)
+    ):
+        copy = by_trial.get((trial_num, digest.tobytes()))
+        if copy is not None:
+            problems.setdefault(row, (Reason.DUPLICATE_TRACE, copy.detail))
+    if amplitude_outlier is not None:
+        kept = np.array([row for row in range(len(rows.level)) if row not in problems], np.int64)
+        problems.update(_outliers(rows.level, kept, amplitude_outlier))
+    return problems
+
+
+def _repeated_trials(rows: SessionRows) -> Iterator[tuple[int, tuple[Reason, str]]]:
+    _, first, counts = np.unique(rows.trial_num, return_index=True, return_counts=True)
+    for start, count in zip(first[counts > 1], counts[counts > 1], strict=True):
+        places = range(int(start), int(start + count))
+        if all(_same_row(rows, places[0], place) for place in places):
+            # A row that was delivered twice: nothing is lost by keeping one.
+            for place in places[1:]:
+                yield place, (Reason.DUPLICATE_TRIAL, f"one of {count} equal rows is kept")
+        else:
+            for place in places:
+                yield place, (Reason.DUPLICATE_TRIAL, f"{count} rows that differ; none is kept")
+
+
+def _same_row(rows: SessionRows, a: int, b: int) -> bool:
+    return bool(
+        np.array_equal(rows.digest[a], rows.digest[b])
+        and np.array_equal(rows.frequency[a], rows.frequency[b], equal_nan=True)
+        and np.array_equal(rows.amplitude[a], rows.amplitude[b], equal_nan=True)
+    )
+
+
+def _outliers(
+    level: NDArray[np.float64], kept: NDArray[np.int64], limit: float
+) -> Iterator[tuple[int, tuple[Reason, str]]]:
+    if len(kept) == 0:
+        return
+    log_level = np.log10(level[kept])
+    median = np.median(log_level)
+    spread = MAD_TO_STD * np.median(np.abs(log_level - median))
+    for row, value in zip(kept.tolist(), log_level, strict=True):
+        if abs(value - median) > limit * spread > 0:
+            factor = 10 ** (value - median)
+            yield (
+                row,
+                (
+                    Reason.AMPLITUDE_OUTLIER,
+                    f"amplitude {factor:.3g} x the session's median, "
+                    f"{abs(value - median) / spread:.1f} robust standard deviations away",
+                ),
+            )

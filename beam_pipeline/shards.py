@@ -1,0 +1,169 @@
+"""Deterministic WebDataset tar shards: equal samples give equal bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+MEMBERS = ("spectrogram.npy", "baseline.npy", "json")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One block of consecutive trials of a session (contract 2.2).
+
+    Attributes
+    ----------
+    key : str
+    spectrogram : float16 array of shape (n_trials, n_freqs, n_times)
+    baseline : float32 array of shape (n_trials, n_freqs)
+    metadata : mapping
+        The json member.
+    """
+
+    key: str
+    spectrogram: NDArray[np.float16]
+    baseline: NDArray[np.float32]
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest says of a shard."""
+
+    path: str
+    bytes: int
+    sha256: str
+    md5: str
+    samples: int
+    trials: int
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """Return an array in NumPy's npy format, without pickling."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def json_bytes(metadata: Mapping[str, Any]) -> bytes:
+    """Return compact JSON in the order of the mapping; NaN is an error."""
+    return json.dumps(metadata, separators=(",", ":"), allow_nan=False).encode()
+
+
+def member_bytes(sample: Sample) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of a sample's members in the contract's order."""
+    contents = (
+        npy_bytes(sample.spectrogram),
+        npy_bytes(sample.baseline),
+        json_bytes(sample.metadata),
+    )
+    for name, content in zip(MEMBERS, contents, strict=True):
+        yield f"{sample.key}.{name}", content
+
+
+def tar_member(name: str, content: bytes) -> Iterator[bytes]:
+    """Yield the pieces of one tar member: mtime, owner and mode are fixed."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    info.mtime, info.mode = 0, 0o644
+    yield info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
+    yield content
+    yield bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def tar_end(position: int) -> bytes:
+    """Return the end of an archive of `position` bytes: two empty blocks, then a full record."""
+    end = 2 * tarfile.BLOCKSIZE
+    return bytes(end + -(position + end) % tarfile.RECORDSIZE)
+
+
+def tar_sample_size(n_trials: int, n_freqs: int, n_times: int) -> int:
+    """Estimate the bytes of a sample in a tar, to plan the number of shards."""
+    arrays = n_trials * n_freqs * (2 * n_times + 4)
+    return arrays + len(MEMBERS) * 2 * tarfile.BLOCKSIZE + 64 * n_trials
+
+
+class _HashingFile:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.md5 = hashlib.md5(usedforsecurity=False)
+        self.position = 0
+
+    def write(self, content: bytes) -> None:
+        self._file.write(content)
+        self.sha256.update(content)
+        self.md5.update(content)
+        self.position += len(content)
+
+
+def write_shard(folder: Path, path: str, samples: Iterable[Sample]) -> ShardInfo:
+    """Write one shard atomically: a temporary file, fsync, then rename.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Root that `path` is relative to. It is not created: a worker that outlives its run must
+        not bring back a folder that the next run has removed.
+    path : str
+    samples : iterable of Sample
+        In the order they are to stand in; only one is held at a time.
+    """
+    target = folder / path
+    # The process id keeps apart two attempts at one shard that overlap.
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    n_samples = n_trials = 0
+    with partial.open("wb") as file:
+        hashing = _HashingFile(file)
+        for sample in samples:
+            for name, content in member_bytes(sample):
+                for piece in tar_member(name, content):
+                    hashing.write(piece)
+            n_samples += 1
+            n_trials += len(sample.baseline)
+        hashing.write(tar_end(hashing.position))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(target)
+    return ShardInfo(
+        path,
+        hashing.position,
+        hashing.sha256.hexdigest(),
+        hashing.md5.hexdigest(),
+        n_samples,
+        n_trials,
+    )
+
+
+def wids_index(split: str, shards: Iterable[ShardInfo]) -> dict[str, Any]:
+    """Return a split's index in the format of WebDataset's indexed reader (wids)."""
+    return {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "name": f"lfp-{split}",
+        "shardlist": [
+            {
+                "url": shard.path,
+                "nsamples": shard.samples,
+                "filesize": shard.bytes,
+                "md5sum": shard.md5,
+            }
+            for shard in shards
+        ],
+    }
+
+
+def manifest_entry(shard: ShardInfo) -> dict[str, Any]:
+    """Return a shard's entry in ``dataset.json``; the MD5 stands in the wids index."""
+    return {name: value for name, value in asdict(shard).items() if name != "md5"}

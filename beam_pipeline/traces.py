@@ -1,0 +1,426 @@
+"""Rows of the trace table to arrays: decoding, timing, and the checks that one row can fail alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy import signal
+
+DIGEST_BYTES = 16
+#: Rates closer than this are one rate: a float written and read through text differs by less.
+SFREQ_TOLERANCE = 1e-6
+
+
+class Reason(StrEnum):
+    """The closed list of reasons for which a row is not used, in the order they are looked for."""
+
+    MISSING_ID = "missing_id"
+    MISSING_CONDITION = "missing_condition"
+    UNKNOWN_CONDITION = "unknown_condition"
+    MISSING_TIMING = "missing_timing"
+    SFREQ_MISMATCH = "sfreq_mismatch"
+    TRUNCATED_TRACE = "truncated_trace"
+    UNPARSABLE_TRACE = "unparsable_trace"
+    EMPTY_TRACE = "empty_trace"
+    TOO_SHORT = "too_short"
+    NON_FINITE = "non_finite"
+    FLAT = "flat"
+    RAILED = "railed"
+    SESSION_TWO_CONDITIONS = "session_two_conditions"
+    SESSION_TWO_SUBJECTS = "session_two_subjects"
+    DUPLICATE_TRIAL = "duplicate_trial"
+    DUPLICATE_TRACE = "duplicate_trace"
+    AMPLITUDE_OUTLIER = "amplitude_outlier"
+    UNUSABLE_SPECTROGRAM = "unusable_spectrogram"
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One row that is not used, and why."""
+
+    session: str | None
+    trial_num: int | None
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class ScreeningOptions:
+    """What a row must satisfy by itself.
+
+    Attributes
+    ----------
+    sfreq : float
+        Sampling rate of every segment, Hz; also the rate of rows that state none.
+    onset : float or None
+        Stimulus onset of rows that state none, seconds from the start of the trace.
+    resample : bool
+        Bring rows of another rate to `sfreq`; otherwise they are rejected.
+    classes : tuple of str or None
+        The known conditions; None takes every condition as known.
+    max_railed_fraction : float
+        Largest share of samples that may sit at the segment's maximum or minimum.
+    segment : tuple of float
+        Start and stop of the stretch to keep, seconds relative to the onset.
+    n_samples : int
+        Samples in that stretch.
+    """
+
+    sfreq: float
+    onset: float | None
+    resample: bool
+    classes: tuple[str, ...] | None
+    max_railed_fraction: float
+    segment: tuple[float, float]
+    n_samples: int
+
+
+@dataclass(frozen=True)
+class TrialBatch:
+    """Accepted rows as columns, all of length ``n``.
+
+    Attributes
+    ----------
+    session, condition : list of str
+    subject : list of (str or None)
+    trial_num : int64 array
+    frequency, amplitude : float64 arrays
+        Stimulus of each trial; NaN where the table has none.
+    level : float64 array
+        Standard deviation of the segment, in the unit of the trace.
+    digest : uint8 array of shape (n, 16)
+        BLAKE2b of the segment's bytes, to recognise identical traces.
+    segments : float32 array of shape (n, n_samples)
+    """
+
+    session: list[str]
+    subject: list[str | None]
+    condition: list[str]
+    trial_num: NDArray[np.int64]
+    frequency: NDArray[np.float64]
+    amplitude: NDArray[np.float64]
+    level: NDArray[np.float64]
+    digest: NDArray[np.uint8]
+    segments: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TraceColumn:
+    """Decoded traces: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``; `problems` by row."""
+
+    values: NDArray[np.generic]
+    offsets: NDArray[np.int64]
+    problems: dict[int, tuple[Reason, str]]
+
+    def row(self, index: int) -> NDArray[np.generic]:
+        """Return the samples of one row."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+
+def is_trace_type(data_type: pa.DataType) -> bool:
+    """Tell whether an Arrow column of this type can hold traces (contract 2.1)."""
+    if pa.types.is_dictionary(data_type):
+        return is_trace_type(data_type.value_type)
+    if (
+        pa.types.is_list(data_type)
+        or pa.types.is_large_list(data_type)
+        or pa.types.is_fixed_size_list(data_type)
+    ):
+        return bool(
+            pa.types.is_floating(data_type.value_type) or pa.types.is_integer(data_type.value_type)
+        )
+    return _is_text(data_type) or _is_bytes(data_type)
+
+
+def _is_text(data_type: pa.DataType) -> bool:
+    return bool(pa.types.is_string(data_type) or pa.types.is_large_string(data_type))
+
+
+def _is_bytes(data_type: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_binary(data_type)
+        or pa.types.is_large_binary(data_type)
+        or pa.types.is_fixed_size_binary(data_type)
+    )
+
+
+def decode_traces(column: pa.Array) -> TraceColumn:
+    """Decode a trace column of any encoding of the contract.
+
+    Parameters
+    ----------
+    column : pyarrow.Array
+        Lists of numbers, text (``"[1.0, 2.0]"``, comma or space separated), or bytes of
+        little-endian float32.
+
+    Returns
+    -------
+    TraceColumn
+        Nulls inside a list become NaN. Rows that cannot be decoded are empty and stand in
+        ``problems``.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if _is_text(column.type):
+        return _from_rows(column, _parse_text)
+    if _is_bytes(column.type):
+        return _from_rows(column, _parse_bytes)
+    if pa.types.is_fixed_size_list(column.type):
+        column = column.cast(pa.large_list(column.type.value_type))
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    first, last = int(offsets[0]), int(offsets[-1])
+    values = column.values.slice(first, last - first).to_numpy(zero_copy_only=False)
+    missing = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
+    problems = {int(row): (Reason.EMPTY_TRACE, "the trace is null") for row in missing}
+    return TraceColumn(values, offsets - first, problems)
+
+
+def _from_rows(
+    column: pa.Array, parse: Callable[[object], NDArray[np.generic] | tuple[Reason, str]]
+) -> TraceColumn:
+    rows: list[NDArray[np.generic]] = []
+    problems: dict[int, tuple[Reason, str]] = {}
+    for index, raw in enumerate(column.to_pylist()):
+        parsed = (Reason.EMPTY_TRACE, "the trace is null") if raw is None else parse(raw)
+        if isinstance(parsed, tuple):
+            problems[index] = parsed
+            parsed = np.empty(0)
+        rows.append(parsed)
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    values = np.concatenate(rows) if rows else np.empty(0)
+    return TraceColumn(values, offsets, problems)
+
+
+def _parse_text(raw: object) -> NDArray[np.generic] | tuple[Reason, str]:
+    text = str(raw).strip()
+    if "..." in text or "…" in text:
+        return Reason.TRUNCATED_TRACE, f"the text holds '...': {_excerpt(text)}"
+    if text.startswith("[") != text.endswith("]"):
+        return Reason.TRUNCATED_TRACE, f"a bracket is not closed: {_excerpt(text)}"
+    words = text.strip("[]()").replace(",", " ").replace("null", "nan").split()
+    try:
+        return np.array(words, dtype=np.float64)
+    except ValueError as error:
+        return Reason.UNPARSABLE_TRACE, str(error)
+
+
+def _parse_bytes(raw: object) -> NDArray[np.generic] | tuple[Reason, str]:
+    assert isinstance(raw, bytes)
+    if len(raw) % 4:
+        return Reason.UNPARSABLE_TRACE, f"{len(raw)} bytes are no whole number of float32"
+    return np.frombuffer(raw, dtype="<f4")
+
+
+def _excerpt(text: str, length: int = 20) -> str:
+    return text if len(text) <= 2 * length else f"{text[:length]} [..] {text[-length:]}"
+
+
+@lru_cache(maxsize=64)
+def resampling_ratio(sfreq: float, target: float) -> tuple[int, int]:
+    """Return (up, down) of a polyphase resampler from `sfreq` to `target`.
+
+    The fraction is off by less than 1e-8, so that a trace of a million samples drifts by less
+    than a hundredth of a sample, and is short enough for the filter to be built at once.
+    """
+    ratio = Fraction(target / sfreq).limit_denominator(10_000)
+    return ratio.numerator, ratio.denominator
+
+
+def _resample(trace: NDArray[np.generic], sfreq: float, target: float) -> NDArray[np.float64]:
+    up, down = resampling_ratio(sfreq, target)
+    # Constant padding at the edge value: zeros would put a step at both ends of an offset trace.
+    resampled: NDArray[np.float64] = signal.resample_poly(
+        trace.astype(np.float64), up, down, padtype="line"
+    )
+    return resampled
+
+
+def _optional(batch: pa.RecordBatch, name: str) -> pa.Array | None:
+    return batch.column(name) if name in batch.schema.names else None
+
+
+def _strings(column: pa.Array | None, n_rows: int) -> list[str | None]:
+    if column is None:
+        return [None] * n_rows
+    values = column.cast(pa.string()).to_pylist()
+    return [value if value else None for value in values]
+
+
+def _floats(column: pa.Array | None, n_rows: int) -> NDArray[np.float64]:
+    if column is None:
+        return np.full(n_rows, np.nan)
+    values: NDArray[np.float64] = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()
+    return values
+
+
+def screen(
+    batch: pa.RecordBatch,
+    options: ScreeningOptions,
+    prepare: Callable[[NDArray[np.floating]], NDArray[np.float32]],
+) -> tuple[TrialBatch, list[Reject]]:
+    """Check every row of a record batch by itself and cut the segment around its onset.
+
+    Parameters
+    ----------
+    batch : pyarrow.RecordBatch
+        Columns named as in contract 2.1.
+    options : ScreeningOptions
+    prepare : callable
+        Turns raw segments (n, n_samples) into the float32 that is stored
+        (`Spectrogram.prepare`).
+
+    Returns
+    -------
+    trials : TrialBatch
+        The accepted rows, in the order of the batch.
+    rejects : list of Reject
+        The others; accepted and rejected rows add up to the rows of the batch.
+    """
+    n_rows = batch.num_rows
+    session = _strings(batch.column("session"), n_rows)
+    subject = _strings(_optional(batch, "subject"), n_rows)
+    condition = _strings(batch.column("condition"), n_rows)
+    trial_num = batch.column("trial_num").cast(pa.int64()).to_pylist()
+    sfreq = _floats(_optional(batch, "sfreq"), n_rows)
+    sfreq = np.where(np.isnan(sfreq), options.sfreq, sfreq)
+    onset = _floats(_optional(batch, "onset"), n_rows)
+    if options.onset is not None:
+        onset = np.where(np.isnan(onset), options.onset, onset)
+    traces = decode_traces(batch.column("trace"))
+
+    problems: dict[int, tuple[Reason, str]] = {}
+    segments: list[NDArray[np.generic]] = []
+    kept: list[int] = []
+    for row in range(n_rows):
+        found = (
+            _check_labels(session[row], trial_num[row], condition[row], options)
+            or _check_timing(sfreq[row], onset[row], options)
+            or traces.problems.get(row)
+        )
+        segment = found or _cut(traces.row(row), sfreq[row], onset[row], options)
+        if isinstance(segment, tuple):
+            problems[row] = segment
+        else:
+            kept.append(row)
+            segments.append(segment)
+
+    stacked = np.stack(segments) if segments else np.empty((0, options.n_samples), np.float32)
+    bad = _check_samples(stacked, options)
+    problems.update({kept[index]: found for index, found in bad.items()})
+    good = [index for index in range(len(kept)) if index not in bad]
+    rows = [kept[index] for index in good]
+    prepared = prepare(stacked if len(good) == len(kept) else stacked[good])
+    trials = TrialBatch(
+        session=[str(session[row]) for row in rows],
+        subject=[subject[row] for row in rows],
+        condition=[str(condition[row]) for row in rows],
+        trial_num=np.array([trial_num[row] for row in rows], dtype=np.int64),
+        frequency=_floats(_optional(batch, "frequency"), n_rows)[rows],
+        amplitude=_floats(_optional(batch, "amplitude"), n_rows)[rows],
+        level=prepared.std(axis=1, dtype=np.float64),
+        digest=digests(prepared),
+        segments=prepared,
+    )
+    rejects = [
+        Reject(session[row], trial_num[row], *problems[row]) for row in sorted(problems)
+    ]
+    return trials, rejects
+
+
+def digests(segments: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return the 128-bit BLAKE2b digest of each row, uint8 of shape (n, 16)."""
+    joined = b"".join(
+        hashlib.blake2b(row.tobytes(), digest_size=DIGEST_BYTES).digest() for row in segments
+    )
+    return np.frombuffer(joined, np.uint8).reshape(len(segments), DIGEST_BYTES)
+
+
+def _check_labels(
+    session: str | None, trial_num: int | None, condition: str | None, options: ScreeningOptions
+) -> tuple[Reason, str] | None:
+    if session is None or trial_num is None:
+        return Reason.MISSING_ID, f"{'session' if session is None else 'trial_num'} is missing"
+    if condition is None:
+        return Reason.MISSING_CONDITION, "condition is missing"
+    if options.classes is not None and condition not in options.classes:
+        return Reason.UNKNOWN_CONDITION, f"'{condition}' is not one of {list(options.classes)}"
+    return None
+
+
+def _check_timing(
+    sfreq: float, onset: float, options: ScreeningOptions
+) -> tuple[Reason, str] | None:
+    if not (np.isfinite(sfreq) and sfreq > 0):
+        return Reason.MISSING_TIMING, f"sfreq is {sfreq:g}"
+    if not np.isfinite(onset):
+        return Reason.MISSING_TIMING, "onset is missing"
+    if not options.resample and not _same_rate(sfreq, options.sfreq):
+        return Reason.SFREQ_MISMATCH, f"{sfreq:g} Hz, the dataset is at {options.sfreq:g} Hz"
+    return None
+
+
+def _same_rate(sfreq: float, target: float) -> bool:
+    return abs(sfreq - target) <= SFREQ_TOLERANCE * target
+
+
+def _cut(
+    trace: NDArray[np.generic], sfreq: float, onset: float, options: ScreeningOptions
+) -> NDArray[np.generic] | tuple[Reason, str]:
+    if len(trace) == 0:
+        return Reason.EMPTY_TRACE, "the trace has no samples"
+    target = options.sfreq
+    duration = len(trace) / sfreq
+    if not _same_rate(sfreq, target):
+        # The filter would smear a single NaN over its neighbours.
+        if not np.isfinite(trace).all():
+            return Reason.NON_FINITE, _describe_non_finite(trace)
+        trace = _resample(trace, sfreq, target)
+    start = round((onset + options.segment[0]) * target)
+    stop = start + options.n_samples
+    if start < 0 or stop > len(trace):
+        return (
+            Reason.TOO_SHORT,
+            f"{duration:g} s hold {-onset:g} to {duration - onset:g} s around the onset; "
+            f"needed are {options.segment[0]:g} to {options.segment[1]:g} s",
+        )
+    return trace[start:stop]
+
+
+def _check_samples(
+    segments: NDArray[np.generic], options: ScreeningOptions
+) -> dict[int, tuple[Reason, str]]:
+    return dict(_sample_problems(segments, options))
+
+
+def _sample_problems(
+    segments: NDArray[np.generic], options: ScreeningOptions
+) -> Iterator[tuple[int, tuple[Reason, str]]]:
+    finite = np.isfinite(segments).all(axis=1)
+    low, high = segments.min(axis=1), segments.max(axis=1)
+    n_low = np.count_nonzero(segments == low[:, None], axis=1)
+    n_high = np.count_nonzero(segments == high[:, None], axis=1)
+    railed = np.maximum(n_low, n_high) / segments.shape[1]
+    suspects = ~finite | (low == high) | (railed > options.max_railed_fraction)
+    for row in np.flatnonzero(suspects):
+        if not finite[row]:
+            problem = Reason.NON_FINITE, _describe_non_finite(segments[row])
+        elif low[row] == high[row]:
+            problem = Reason.FLAT, f"every sample is {low[row]:g}"
+        else:
+            extreme = high[row] if n_high[row] >= n_low[row] else low[row]
+            problem = Reason.RAILED, f"{railed[row]:.1%} of the samples are {extreme:g}"
+        yield int(row), problem
+
+
+def _describe_non_finite(trace: NDArray[np.generic]) -> str:
+    bad = np.flatnonzero(~np.isfinite(trace))
+    return f"{len(bad)} samples are not finite, the first at sample {bad[0]}"

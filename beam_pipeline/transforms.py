@@ -1,0 +1,384 @@
+"""Beam glue: each transform wraps pure functions of nearly the same name.
+
+What the runners force on this file: elements are few and large (columns of many trials, pointers
+instead of traces), because the local runner copies every element it shuffles several times; and
+whatever a step writes is named by its input and complete when it appears, because an element may
+be processed more than once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.metrics import Metrics
+from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
+
+from beam_pipeline.blocks import block_key, key_hash, shard_path
+from beam_pipeline.layout import (
+    Layout,
+    LayoutError,
+    SessionSummary,
+    merge_summaries,
+    plan_layout,
+    survey_block,
+)
+from beam_pipeline.options import DatasetOptions
+from beam_pipeline.pictures import MeanPicture
+from beam_pipeline.progress import WorkCount
+from beam_pipeline.segments import SegmentStore
+from beam_pipeline.sessions import (
+    Block,
+    Copy,
+    Fingerprints,
+    SessionRows,
+    find_copies,
+    fingerprints,
+    order_by_session,
+    resolve_session,
+    session_rows,
+)
+from beam_pipeline.sessions_table import sessions_table, write_table
+from beam_pipeline.shards import Sample, ShardInfo, write_shard
+from beam_pipeline.sources import TraceSource
+from beam_pipeline.spectrogram import Spectrogram, SpectrogramOptions
+from beam_pipeline.traces import Reject, ScreeningOptions, screen
+from beam_pipeline.work_folder import WorkFolder
+
+NAMESPACE = "lfp"
+REJECTS, FINGERPRINTS, SUMMARIES, PICTURES = "rejects", "fingerprints", "summaries", "pictures"
+#: Bytes of samples that are decoded at once.
+BATCH_BYTES = 8 << 20
+
+Rejects = list[Reject]
+
+
+def _count(name: str, n: int) -> None:
+    Metrics.counter(NAMESPACE, name).inc(n)
+
+
+class _ScreenRows(beam.DoFn):  # type: ignore[misc]
+    def __init__(
+        self,
+        source: TraceSource,
+        screening: ScreeningOptions,
+        spectrogram: SpectrogramOptions,
+        store: SegmentStore,
+        work: WorkFolder,
+    ) -> None:
+        self._source = source
+        self._screening = screening
+        self._spectrogram = spectrogram
+        self._store = store
+        self._work = work
+
+    def setup(self) -> None:
+        self._prepare = Spectrogram(self._spectrogram).prepare
+        self._done = WorkCount(str(self._work.progress), "read")
+
+    def process(self, element: tuple[int, Any]) -> Iterator[Any]:
+        chunk, split = element
+        # Decoded as float64 at worst.
+        batch_rows = max(1, min(1024, BATCH_BYTES // (8 * self._store.n_samples)))
+        with self._store.writer(chunk) as writer:
+            for batch in self._source.read(split, batch_rows):
+                trials, rejects = screen(batch, self._screening, self._prepare)
+                order, places = order_by_session(trials)
+                pointers = writer.write(trials.segments[order])
+                for session, place in places:
+                    rows = session_rows(trials, order, place, pointers)
+                    yield session, rows
+                    for bucket, part in fingerprints(session, rows):
+                        yield TaggedOutput(FINGERPRINTS, (bucket, part))
+                yield TaggedOutput(REJECTS, rejects)
+                _count("rows_read", batch.num_rows)
+                self._done.add(batch.num_rows)
+
+
+@dataclass
+class ReadTrials(beam.PTransform):  # type: ignore[misc]
+    """Pieces of a table to accepted trials by session, with their segments stored aside."""
+
+    source: TraceSource
+    screening: ScreeningOptions
+    spectrogram: SpectrogramOptions
+    store: SegmentStore
+    work: WorkFolder
+
+    def expand(self, pieces: beam.PCollection) -> Any:
+        do_fn = _ScreenRows(
+            self.source, self.screening, self.spectrogram, self.store, self.work
+        )
+        return pieces | beam.ParDo(do_fn).with_outputs(REJECTS, FINGERPRINTS, main="rows")
+
+
+@dataclass
+class FindCopies(beam.PTransform):  # type: ignore[misc]
+    """Fingerprints by bucket to the trials whose trace stands elsewhere too, by session."""
+
+    def expand(self, parts: beam.PCollection) -> beam.PCollection:
+        def find(element: tuple[int, Iterable[Fingerprints]]) -> Iterator[tuple[str, Copy]]:
+            return find_copies(element[1])
+
+        return parts | beam.GroupByKey() | beam.FlatMap(find)
+
+
+@dataclass
+class ResolveSessions(beam.PTransform):  # type: ignore[misc]
+    """Accepted trials by session to blocks; what conflicts is rejected."""
+
+    block_trials: int
+    amplitude_outlier: float | None
+
+    def expand(self, inputs: dict[str, beam.PCollection]) -> Any:
+        def resolve(
+            element: tuple[str, dict[str, Iterable[Any]]],
+            block_trials: int = self.block_trials,
+            amplitude_outlier: float | None = self.amplitude_outlier,
+        ) -> Iterator[Any]:
+            session, grouped = element
+            rows: Iterable[SessionRows] = grouped["rows"]
+            blocks, rejects = resolve_session(
+                session, rows, grouped["copies"], block_trials, amplitude_outlier
+            )
+            yield from blocks
+            yield TaggedOutput(REJECTS, rejects)
+
+        return (
+            inputs
+            | beam.CoGroupByKey()
+            | beam.FlatMap(resolve).with_outputs(REJECTS, main="blocks")
+        )
+
+
+class _SurveyBlocks(beam.DoFn):  # type: ignore[misc]
+    def __init__(
+        self, spectrogram: SpectrogramOptions, store: SegmentStore, work: WorkFolder
+    ) -> None:
+        self._options = spectrogram
+        self._store = store
+        self._work = work
+
+    def setup(self) -> None:
+        self._spectrogram = Spectrogram(self._options)
+        self._done = WorkCount(str(self._work.progress), "survey")
+
+    def process(self, block: Block) -> Iterator[Any]:
+        values, baseline = self._spectrogram(self._store.read(block.pointers))
+        self._done.add(len(block.trial_num))
+        block, summary, rejects = survey_block(block, values, baseline)
+        if summary is not None:
+            yield block
+            yield TaggedOutput(SUMMARIES, (block.session, summary))
+        yield TaggedOutput(REJECTS, rejects)
+
+
+@dataclass
+class SurveyBlocks(beam.PTransform):  # type: ignore[misc]
+    """Blocks to their sums, and to the blocks without unusable spectrograms."""
+
+    spectrogram: SpectrogramOptions
+    store: SegmentStore
+    work: WorkFolder
+
+    def expand(self, blocks: beam.PCollection) -> Any:
+        do_fn = _SurveyBlocks(self.spectrogram, self.store, self.work)
+        # Without the reshuffle a session's blocks would stay on the worker that resolved it.
+        return (
+            blocks
+            | beam.Reshuffle()
+            | beam.ParDo(do_fn).with_outputs(REJECTS, SUMMARIES, main="blocks")
+        )
+
+
+@dataclass
+class PlanLayout(beam.PTransform):  # type: ignore[misc]
+    """Summaries and reject counts to one layout; None, and a note, where there can be none."""
+
+    options: DatasetOptions
+    n_rows: int
+    shape: tuple[int, int]
+    work: WorkFolder
+
+    def expand(
+        self, inputs: tuple[beam.PCollection, beam.PCollection]
+    ) -> beam.PCollection:
+        summaries, rejects = inputs
+        merged = summaries | beam.CombinePerKey(merge_summaries) | beam.Values()
+        counts = (
+            rejects
+            | beam.FlatMap(lambda found: ((reject.session, str(reject.reason)) for reject in found))
+            | beam.combiners.Count.PerElement()
+        )
+
+        def plan(
+            _: None,
+            summaries: list[SessionSummary],
+            counts: list[tuple[tuple[str | None, str], int]],
+            options: DatasetOptions = self.options,
+            n_rows: int = self.n_rows,
+            shape: tuple[int, int] = self.shape,
+            work: WorkFolder = self.work,
+        ) -> Layout | None:
+            by_session: Counter[str] = Counter()
+            by_reason: Counter[str] = Counter()
+            for (session, reason), n in counts:
+                by_session[session or ""] += n
+                by_reason[reason] += n
+            try:
+                layout = plan_layout(summaries, by_reason, n_rows, options, shape)
+            except LayoutError as error:
+                work.problem.write_text(str(error))
+                return None
+            table = sessions_table(summaries, layout, by_session)
+            write_table(table, work.dataset / "sessions.parquet")
+            return layout
+
+        root = summaries.pipeline | "Once" >> beam.Create([None])
+        return root | beam.Map(plan, AsList(merged), AsList(counts))
+
+
+@dataclass
+class WriteRejects(beam.PTransform):  # type: ignore[misc]
+    """Rejects to one sorted file a reason."""
+
+    work: WorkFolder
+
+    def expand(self, rejects: beam.PCollection) -> beam.PCollection:
+        def by_reason(found: Rejects) -> Iterator[tuple[str, Rejects]]:
+            groups = defaultdict(list)
+            for reject in found:
+                groups[str(reject.reason)].append(reject)
+            return iter(groups.items())
+
+        def write(
+            element: tuple[str, Iterable[Rejects]], work: WorkFolder = self.work
+        ) -> None:
+            reason, groups = element
+            ordered = sorted(
+                (reject for group in groups for reject in group),
+                key=lambda reject: (
+                    reject.session or "",
+                    -1 if reject.trial_num is None else reject.trial_num,
+                    reject.detail,
+                ),
+            )
+            lines = "".join(f"{json.dumps(asdict(reject))}\n" for reject in ordered)
+            (work.rejects / f"{reason}.jsonl").write_text(lines)
+            _count(f"rejected_{reason}", len(ordered))
+
+        return rejects | beam.FlatMap(by_reason) | beam.GroupByKey() | beam.Map(write)
+
+
+class _WriteShards(beam.DoFn):  # type: ignore[misc]
+    def __init__(
+        self, spectrogram: SpectrogramOptions, store: SegmentStore, work: WorkFolder
+    ) -> None:
+        self._options = spectrogram
+        self._store = store
+        self._work = work
+
+    def setup(self) -> None:
+        self._spectrogram = Spectrogram(self._options)
+        self._done = WorkCount(str(self._work.progress), "write")
+
+    def process(
+        self, element: tuple[str, Iterable[Block]], layout: Layout
+    ) -> Iterator[Any]:
+        key, blocks = element
+        split, index = key.split("/")
+        path = shard_path(split, int(index), len(layout.shard_starts[split]))
+        pictures: dict[str, MeanPicture] = {}
+        shard = write_shard(
+            self._work.dataset, path, self._samples(blocks, layout, pictures)
+        )
+        yield shard
+        for condition, picture in pictures.items():
+            yield TaggedOutput(PICTURES, ((split, condition), picture))
+        _count("shards", 1)
+        _count("trials_written", shard.trials)
+        Metrics.distribution(NAMESPACE, "shard_bytes").update(shard.bytes)
+
+    def _samples(
+        self, blocks: Iterable[Block], layout: Layout, pictures: dict[str, MeanPicture]
+    ) -> Iterator[Sample]:
+        for block in sorted(blocks, key=_block_order):
+            values, baseline = self._spectrogram(self._store.read(block.pointers))
+            sample, n_clipped = layout.sample(block, values, baseline)
+            picture = pictures.setdefault(
+                block.condition, MeanPicture.zero(*sample.spectrogram.shape[1:])
+            )
+            picture.add(sample.spectrogram)
+            _count("values_clipped", n_clipped)
+            self._done.add(len(baseline))
+            yield sample
+
+
+def _block_order(block: Block) -> tuple[int, str]:
+    key = block_key(block.session, block.block)
+    return key_hash(key), key
+
+
+@dataclass
+class WriteShards(beam.PTransform):  # type: ignore[misc]
+    """Surveyed blocks to tar shards, by a hash of their keys."""
+
+    layout: beam.PCollection
+    spectrogram: SpectrogramOptions
+    store: SegmentStore
+    work: WorkFolder
+
+    def expand(self, blocks: beam.PCollection) -> Any:
+        layout = AsSingleton(self.layout)
+
+        def assign(block: Block, layout: Layout | None) -> Iterator[tuple[str, Block]]:
+            if layout is not None:
+                split, index = layout.shard_of(block)
+                yield f"{split}/{index}", block
+
+        do_fn = _WriteShards(self.spectrogram, self.store, self.work)
+        return (
+            blocks
+            | beam.FlatMap(assign, layout)
+            | beam.GroupByKey()
+            | beam.ParDo(do_fn, layout).with_outputs(PICTURES, main="shards")
+        )
+
+
+@dataclass
+class WriteOutcome(beam.PTransform):  # type: ignore[misc]
+    """The list of shards, and the mean spectrograms, for the launcher to finish the dataset."""
+
+    work: WorkFolder
+
+    def expand(self, inputs: Any) -> None:
+        shards, pictures = inputs
+
+        def write_list(
+            _: None, shards: list[ShardInfo], work: WorkFolder = self.work
+        ) -> None:
+            ordered = sorted(shards, key=lambda shard: shard.path)
+            work.shards.write_text(json.dumps([asdict(shard) for shard in ordered]))
+
+        def write_picture(
+            element: tuple[tuple[str, str], Iterable[MeanPicture]],
+            work: WorkFolder = self.work,
+        ) -> None:
+            (split, condition), parts = element
+            picture = MeanPicture.total_of(parts)
+            np.savez(
+                work.pictures / f"{split}-{key_hash(condition):016x}.npz",
+                split=split,
+                condition=condition,
+                mean=picture.mean(),
+                n_trials=picture.n_trials,
+            )
+
+        root = shards.pipeline | "Once" >> beam.Create([None])
+        root | "WriteShardList" >> beam.Map(write_list, AsList(shards))
+        pictures | beam.GroupByKey() | "WritePictures" >> beam.Map(write_picture)

@@ -1,0 +1,77 @@
+"""The folder in which a dataset grows before it is moved into place."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from beam_pipeline.splits import SPLITS
+
+PREFIX = ".work-"
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Paths of a run's work folder, inside the output folder so that moves stay cheap.
+
+    Its name is new for every run: a worker that outlives a killed run finds its folder gone and
+    cannot write into the next run's dataset.
+    """
+
+    path: str
+
+    @classmethod
+    def create(cls, output: Path) -> WorkFolder:
+        """Make an empty work folder inside `output`."""
+        work = cls(str(output / f"{PREFIX}{uuid.uuid4().hex[:12]}"))
+        for folder in (work.segments, work.progress, work.rejects, work.pictures):
+            folder.mkdir(parents=True)
+        for split in SPLITS:
+            (work.dataset / split).mkdir()
+        return work
+
+    @staticmethod
+    def leftovers(output: Path) -> list[Path]:
+        """Return the work folders of earlier runs."""
+        return sorted(output.glob(f"{PREFIX}*"))
+
+    @property
+    def dataset(self) -> Path:
+        """Folder laid out as the finished dataset."""
+        return Path(self.path) / "dataset"
+
+    @property
+    def rejects(self) -> Path:
+        """Folder of the reject lists."""
+        return self.dataset / "rejects"
+
+    @property
+    def segments(self) -> Path:
+        """Folder of accepted trace segments."""
+        return Path(self.path) / "segments"
+
+    @property
+    def progress(self) -> Path:
+        """Folder of the workers' counts."""
+        return Path(self.path) / "progress"
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of the mean spectrograms that the dataset card shows."""
+        return Path(self.path) / "pictures"
+
+    @property
+    def problem(self) -> Path:
+        """File that says why no dataset can be made."""
+        return Path(self.path) / "problem.txt"
+
+    @property
+    def shards(self) -> Path:
+        """File that lists the shards that were written."""
+        return Path(self.path) / "shards.json"
+
+    def remove(self) -> None:
+        """Remove the folder and all in it."""
+        shutil.rmtree(self.path, ignore_errors=True)

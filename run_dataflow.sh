@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Preprocess a table of LFP traces into a dataset folder.
+#
+#   ./run_dataflow.sh                                     generated sample data -> out/dataset
+#   ./run_dataflow.sh --input table.parquet --output DIR  your own table
+#   ./run_dataflow.sh --help                              every flag
+#
+# Without flags the paths lie in the repository, wherever you call it from; paths
+# that you give are relative to where you are. Exit status: 0 done, 1 failed, 2 wrong usage.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+python=python3
+if [[ -x $root/.venv/bin/python ]]; then
+  python=$root/.venv/bin/python
+fi
+
+# This checkout's code runs, not a beam_pipeline that lies where you are. Variables,
+# not flags, because Beam's worker processes must inherit it.
+export PYTHONSAFEPATH=1
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+
+if (($# == 0)); then
+  cd -- "$root"
+  "$python" -m beam_pipeline sample --output out/sample
+  set -- --input out/sample --output out/dataset
+fi
+exec "$python" -m beam_pipeline preprocess "$@"

@@ -1,0 +1,63 @@
+"""Packaging of LFP-ViT.
+
+A ``setup.py``, not a ``[project]`` table, because Dataflow builds the package
+for its workers from ``--setup_file``. ``install_requires`` is what a worker
+needs beside Apache Beam, which its container brings; every extra is for
+the machine of a person. ``constraints.txt`` pins all of it exactly.
+"""
+
+from setuptools import find_packages, setup
+
+INSTALL_REQUIRES = [
+    "numpy>=2.0",
+    "pyarrow>=17.0",
+    "scipy>=1.14",
+]
+
+EXTRAS_REQUIRE = {
+    "pipeline": [
+        "apache-beam[gcp]>=2.70",
+        "google-cloud-bigquery>=3.25",
+        "Jinja2>=3.1",
+        "matplotlib>=3.9",
+        "rich>=13.7",
+    ],
+    "trainer": [
+        "google-cloud-aiplatform>=1.70",
+        "scikit-learn>=1.5",
+        "tensorboard>=2.17",
+        "torch>=2.5",
+        "webdataset>=0.2.100",
+    ],
+    "dev": [
+        "hypothesis>=6.100",
+        "mne>=1.8",
+        "mypy>=1.15",
+        "pandas>=2.2",
+        "pre-commit>=4.0",
+        "psutil>=6.0",
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.9",
+        "scikit-learn>=1.5",
+        "scipy-stubs>=1.15",
+        "types-psutil>=6.0",
+        "webdataset>=0.2.100",
+    ],
+    "bench": [
+        "datasets>=3.0",
+        "litdata>=0.2.30",
+        "torch>=2.5",
+    ],
+}
+
+setup(
+    name="lfp-vit",
+    version="0.1.0",
+    description="From a table of LFP traces to spectrogram shards and a vision transformer",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["beam_pipeline*", "trainer*"]),
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+)
