@@ -76,7 +76,9 @@ def _preprocess(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     options = dataset_options(args, source)
     started = time.time()
     existed = (args.output / "dataset.json").exists()
-    manifest = preprocess.preprocess(source, options, args.output, beam_arguments, args.overwrite)
+    manifest = preprocess.preprocess(
+        source, options, args.output, beam_arguments, args.overwrite, args.verbose
+    )
     if existed and not args.overwrite:
         print(f"{args.output} already holds this dataset; nothing to do")
     preprocess.print_summary(manifest, args.output, time.time() - started)

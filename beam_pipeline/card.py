@@ -100,7 +100,9 @@ def _normalization_text(norm: Mapping[str, Any]) -> str:
         return "none"
     if norm["normalization"] == "per_frequency":
         return "mean and standard deviation per frequency, of the train split only"
-    return f"mean {norm['mean']:.4g} and standard deviation {norm['std']:.4g} of the train split only"
+    return (
+        f"mean {norm['mean']:.4g} and standard deviation {norm['std']:.4g} of the train split only"
+    )
 
 
 def _splits_table(manifest: Manifest) -> str:

@@ -91,7 +91,7 @@ def _show_lines(
     counts: Callable[[], Mapping[str, int]],
     stop: threading.Event,
 ) -> None:
-    started = {phase: 0.0 for phase in phases}
+    started = dict.fromkeys(phases, 0.0)
     shown: dict[str, int] = {}
     last = time.monotonic()
     ended = False
@@ -106,7 +106,10 @@ def _show_lines(
             shown[phase], last = done, now
             rate = done / max(now - started[phase], REFRESH_SECONDS)
             left = "" if finished else f", {(total - done) / rate:,.0f} s left"
-            print(f"{phases[phase]}: {done:,} of {total:,}, {rate:,.0f} trials/s{left}", file=sys.stderr)
+            print(
+                f"{phases[phase]}: {done:,} of {total:,}, {rate:,.0f} trials/s{left}",
+                file=sys.stderr,
+            )
 
 
 def print_table(

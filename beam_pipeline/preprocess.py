@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import os
 import platform
 import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from beam_pipeline import console
 from beam_pipeline.card import PICTURE, dataset_card, mean_spectrograms_png
 from beam_pipeline.layout import Normalization, SessionSummary, train_normalization
+from beam_pipeline.local_runner import local_runner, pipeline_options
 from beam_pipeline.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -40,7 +41,7 @@ from beam_pipeline.progress import read_counts
 from beam_pipeline.segments import SegmentStore
 from beam_pipeline.sessions_table import read_summaries
 from beam_pipeline.shards import ShardInfo, wids_index
-from beam_pipeline.sources import SourceError, TraceSource
+from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.splits import SPLITS
 from beam_pipeline.traces import ScreeningOptions
@@ -88,7 +89,8 @@ def build_pipeline(
     work: WorkFolder,
 ) -> None:
     """Put the whole job together: table to trials to blocks to statistics to shards."""
-    store = SegmentStore(str(work.segments), spectrogram.n_samples)
+    screening = screening_options(source, options, spectrogram)
+    store = SegmentStore(str(work.segments), screening.n_samples, screening.dtype)
     pieces = list(enumerate(source.splits(max(1, source.n_rows // PIECE_ROWS))))
     shape = (len(spectrogram.freqs), len(spectrogram.times))
 
@@ -96,9 +98,7 @@ def build_pipeline(
         pipeline
         | "Pieces" >> beam.Create(pieces)
         | "SpreadPieces" >> beam.Reshuffle()
-        | ReadTrials(
-            source, screening(options, spectrogram), options.spectrogram, store, work
-        )
+        | ReadTrials(source, screening, store, work)
     )
     copies = read[FINGERPRINTS] | FindCopies()
     resolved = {"rows": read["rows"], "copies": copies} | ResolveSessions(
@@ -112,7 +112,9 @@ def build_pipeline(
     (written["shards"], written[PICTURES]) | WriteOutcome(work)
 
 
-def screening(options: DatasetOptions, spectrogram: Spectrogram) -> ScreeningOptions:
+def screening_options(
+    source: TraceSource, options: DatasetOptions, spectrogram: Spectrogram
+) -> ScreeningOptions:
     """Return what each row must satisfy by itself."""
     return ScreeningOptions(
         options.spectrogram.sfreq,
@@ -122,26 +124,9 @@ def screening(options: DatasetOptions, spectrogram: Spectrogram) -> ScreeningOpt
         options.max_railed_fraction,
         spectrogram.segment,
         spectrogram.n_samples,
+        # Resampling rounds to nothing shorter than it computes in.
+        "float64" if options.resample else source.sample_dtype,
     )
-
-
-def local_pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
-    """Return Beam's options; local runs get all cores unless the arguments say otherwise.
-
-    Beam's DirectRunner would try to download its Prism binary, so a local run names the runner
-    that executes in this process and its SDK workers.
-    """
-    beam_options = PipelineOptions(list(arguments))
-    standard, direct = beam_options.view_as(StandardOptions), beam_options.view_as(DirectOptions)
-    if standard.runner in (None, "DirectRunner"):
-        standard.runner = "FnApiRunner"
-        if "--direct_num_workers" not in " ".join(arguments):
-            direct.direct_num_workers = len(os.sched_getaffinity(0))
-        if "--direct_running_mode" not in " ".join(arguments):
-            direct.direct_running_mode = (
-                "multi_processing" if direct.direct_num_workers > 1 else "in_memory"
-            )
-    return beam_options
 
 
 def preprocess(
@@ -150,6 +135,7 @@ def preprocess(
     output: Path,
     beam_arguments: Sequence[str] = (),
     overwrite: bool = False,
+    verbose: bool = False,
 ) -> Manifest:
     """Turn a trace table into a complete dataset folder.
 
@@ -163,6 +149,8 @@ def preprocess(
         Flags for Beam, such as ``--direct_num_workers 2``.
     overwrite : bool
         Replace another dataset in `output`, once the new one is complete.
+    verbose : bool
+        Show what Beam and its workers log.
 
     Returns
     -------
@@ -181,10 +169,10 @@ def preprocess(
     for leftover in WorkFolder.leftovers(output):
         shutil.rmtree(leftover)
     work = WorkFolder.create(output)
-    beam_options = local_pipeline_options(beam_arguments)
-    pipeline = beam.Pipeline(options=beam_options)
+    beam_options = pipeline_options(beam_arguments, verbose)
+    pipeline = beam.Pipeline(runner=local_runner(beam_options), options=beam_options)
     build_pipeline(pipeline, source, options, spectrogram, work)
-    _quiet_beam()
+    logging.getLogger("apache_beam").setLevel(logging.INFO if verbose else logging.CRITICAL)
     with console.watch(PHASES, source.n_rows, lambda: read_counts(work.progress)):
         result = pipeline.run()
         result.wait_until_finish()
@@ -198,11 +186,6 @@ def preprocess(
     _write_run(work.dataset / RUN, source, beam_options, started)
     install(work, manifest, output)
     return manifest
-
-
-def _quiet_beam() -> None:
-    # Beam warns about its own workers' environment on every local run.
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
 
 
 def _counter(result: Any, name: str) -> int:
@@ -302,7 +285,7 @@ def describe(
         {
             str(path.relative_to(folder)): file_digest(path)
             for path in described
-            if path.suffix != ".tar"
+            if path.suffix != ".tar" and path.name != RUN
         }
     )
     return manifest
@@ -389,7 +372,7 @@ def print_summary(manifest: Manifest, output: Path, seconds: float) -> None:
         console.print_table(
             "Rows that were not used",
             ["reason", "rows"],
-            sorted(manifest.rejects.items(), key=lambda item: -item[1]),
+            sorted(manifest.rejects.items(), key=operator.itemgetter(1), reverse=True),
             f"listed in {output / 'rejects'}",
         )
     console.print_table(

@@ -1,4 +1,4 @@
-"""Accepted trace segments between the two passes: raw float32 files, read by pointer.
+"""Accepted trace segments between the passes: raw files of samples, read by pointer.
 
 The runner shuffles pointers, never traces: the local runner copies every shuffled byte several
 times and holds it in memory, while these files live in the page cache and cost one write and one
@@ -11,12 +11,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-ITEM_BYTES = 4
+from beam_pipeline.traces import Segments
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Pointers:
         """Yield (chunk, first row, number of rows) of each stretch that lies together."""
         breaks = (np.diff(self.chunk) != 0) | (np.diff(self.row) != 1)
         starts = np.concatenate([[0], np.flatnonzero(breaks) + 1, [len(self)]])
-        for start, stop in zip(starts[:-1], starts[1:], strict=True):
+        for start, stop in pairwise(starts):
             yield int(self.chunk[start]), int(self.row[start]), int(stop - start)
 
 
@@ -63,13 +64,16 @@ class SegmentStore:
     folder : str
     n_samples : int
         Samples of every segment.
+    dtype : str
+        ``float32`` or ``float64``, as the table has them.
     """
 
     folder: str
     n_samples: int
+    dtype: str
 
     def _path(self, chunk: int) -> Path:
-        return Path(self.folder) / f"segments-{chunk:06d}.f32"
+        return Path(self.folder) / f"segments-{chunk:06d}.raw"
 
     @contextmanager
     def writer(self, chunk: int) -> Iterator[SegmentWriter]:
@@ -79,14 +83,14 @@ class SegmentStore:
             yield SegmentWriter(file.fileno(), chunk)
         partial.replace(self._path(chunk))
 
-    def read(self, pointers: Pointers) -> NDArray[np.float32]:
-        """Read segments, float32 of shape (n, n_samples), in the order of the pointers."""
-        segments = np.empty((len(pointers), self.n_samples), np.float32)
+    def read(self, pointers: Pointers) -> Segments:
+        """Read segments, shape (n, n_samples), in the order of the pointers."""
+        segments = np.empty((len(pointers), self.n_samples), self.dtype)
         position = 0
         for chunk, row, n_rows in pointers.runs():
             stop = position + n_rows
             with self._path(chunk).open("rb", buffering=0) as file:
-                file.seek(row * self.n_samples * ITEM_BYTES)
+                file.seek(row * segments[0].nbytes)
                 target = segments[position:stop]
                 if file.readinto(target.view(np.uint8).data) != target.nbytes:
                     raise OSError(f"{self._path(chunk)} ends before row {row + n_rows}")
@@ -102,9 +106,9 @@ class SegmentWriter:
         self._chunk = chunk
         self._n_rows = 0
 
-    def write(self, segments: NDArray[np.float32]) -> Pointers:
+    def write(self, segments: Segments) -> Pointers:
         """Append segments (n, n_samples) and return their pointers."""
-        content = memoryview(np.ascontiguousarray(segments)).cast("B")
+        content = np.ascontiguousarray(segments).data.cast("B")
         while content:
             content = content[os.write(self._fileno, content) :]
         rows = np.arange(self._n_rows, self._n_rows + len(segments), dtype=np.int64)

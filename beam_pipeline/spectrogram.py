@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, overload
+from typing import Protocol
 
 import numpy as np
 import scipy.signal
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from beam_pipeline.wavelets import (
     Traces,
@@ -278,59 +278,15 @@ class Spectrogram:
         """Pickle the options only: a bank of wavelets is large and quickly rebuilt."""
         return type(self), (self.options,)
 
-    @overload
-    def prepare(
-        self, segments: ArrayLike, dtype: Literal["float32"] = ...
-    ) -> NDArray[np.float32]: ...
-
-    @overload
-    def prepare(self, segments: ArrayLike, dtype: Literal["float64"]) -> NDArray[np.float64]: ...
-
-    def prepare(
-        self, segments: ArrayLike, dtype: Literal["float32", "float64"] = "float32"
-    ) -> Traces:
-        """Take off the baseline of the traces, in float64, and pack them.
-
-        The mean of the baseline window is subtracted where `baseline_mode` is ``"trace"``.
-        Otherwise, where each STFT frame is detrended anyway, the mean of the segment is,
-        so that a large offset does not use up the digits of float32.
-
-        Parameters
-        ----------
-        segments : array_like of real numbers, shape (n, n_samples)
-            Traces over `segment`.
-        dtype : str
-            ``"float32"`` halves what is stored and rounds each sample to 2**-24 of its
-            size, which shows where power is tiny beside that of the strongest component
-            of the trace; ``"float64"`` keeps all digits.
-
-        Returns
-        -------
-        ndarray of `dtype`, shape (n, n_samples)
-            Traces for `__call__`, in the units of the input.
-
-        Raises
-        ------
-        ValueError
-            If the shape is not (n, n_samples).
-        """
-        traces = np.ascontiguousarray(segments, dtype=np.float64)
-        self._check_shape(traces.shape)
-        options = self.options
-        with np.errstate(all="ignore"):
-            if options.baseline_mode == "trace":
-                traces = traces - traces[:, self._baseline_samples].mean(axis=1, keepdims=True)
-            elif options.method == "stft" and options.detrend != "none":
-                traces = traces - traces.mean(axis=1, keepdims=True)
-            return traces if dtype == "float64" else traces.astype(np.float32)
-
     def __call__(self, segments: Traces) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Compute spectrograms and baseline spectra.
 
         Parameters
         ----------
         segments : ndarray of float32 or float64, shape (n, n_samples)
-            Traces as `prepare` returns them.
+            Traces over `segment`, as recorded. All arithmetic up to the power is in
+            float64: float32 would show where power is tiny beside that of the strongest
+            component of the trace.
 
         Returns
         -------
@@ -351,7 +307,7 @@ class Spectrogram:
         baseline = np.empty((len(segments), self.freqs.size), dtype=np.float32)
         values = np.empty((*baseline.shape, self.times.size), dtype=np.float32)
         with np.errstate(all="ignore"):
-            for i, power in enumerate(self._estimator.powers(segments)):
+            for i, power in enumerate(self._estimator.powers(self._baselined(segments))):
                 mean = power[:, self._baseline_frames].mean(axis=1)
                 baseline[i] = np.log10(mean + self.options.log_floor)
                 if self.options.baseline_mode != "trace":
@@ -360,6 +316,15 @@ class Spectrogram:
                 if self.options.baseline_mode == "trace":
                     _log10_in_place(values[i], self.options.log_floor)
         return values, baseline
+
+    def _baselined(self, segments: Traces) -> Traces:
+        """Subtract the mean of the baseline window where `baseline_mode` asks for it."""
+        frames_are_detrended = self.options.method == "stft" and self.options.detrend != "none"
+        # A constant means nothing to frames that are detrended one by one.
+        if self.options.baseline_mode != "trace" or frames_are_detrended:
+            return segments
+        baseline = segments[:, self._baseline_samples]
+        return segments - baseline.mean(axis=1, keepdims=True, dtype=np.float64)
 
     def _sample_slice(self, start: float, stop: float) -> slice:
         """Return the samples of the segment in [start, stop), in seconds."""

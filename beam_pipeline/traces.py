@@ -1,4 +1,4 @@
-"""Rows of the trace table to arrays: decoding, timing, and the checks that one row can fail alone."""
+"""Rows of the trace table to arrays: decoding, timing, and what a row can fail by itself."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy import signal
+
+Segments = NDArray[np.float32] | NDArray[np.float64]
 
 DIGEST_BYTES = 16
 #: Rates closer than this are one rate: a float written and read through text differs by less.
@@ -73,6 +75,8 @@ class ScreeningOptions:
         Start and stop of the stretch to keep, seconds relative to the onset.
     n_samples : int
         Samples in that stretch.
+    dtype : str
+        ``float32`` or ``float64``: what holds the table's samples without rounding.
     """
 
     sfreq: float
@@ -82,6 +86,7 @@ class ScreeningOptions:
     max_railed_fraction: float
     segment: tuple[float, float]
     n_samples: int
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,8 @@ class TrialBatch:
         Standard deviation of the segment, in the unit of the trace.
     digest : uint8 array of shape (n, 16)
         BLAKE2b of the segment's bytes, to recognise identical traces.
-    segments : float32 array of shape (n, n_samples)
+    segments : float32 or float64 array of shape (n, n_samples)
+        The samples as recorded.
     """
 
     session: list[str]
@@ -110,7 +116,7 @@ class TrialBatch:
     amplitude: NDArray[np.float64]
     level: NDArray[np.float64]
     digest: NDArray[np.uint8]
-    segments: NDArray[np.float32]
+    segments: Segments
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,16 @@ def is_trace_type(data_type: pa.DataType) -> bool:
             pa.types.is_floating(data_type.value_type) or pa.types.is_integer(data_type.value_type)
         )
     return _is_text(data_type) or _is_bytes(data_type)
+
+
+def fits_float32(data_type: pa.DataType) -> bool:
+    """Tell whether float32 holds every sample of a trace column of this type exactly."""
+    if pa.types.is_dictionary(data_type):
+        return fits_float32(data_type.value_type)
+    if _is_text(data_type) or _is_bytes(data_type):
+        return _is_bytes(data_type)
+    value = data_type.value_type
+    return bool(value in (pa.float16(), pa.float32()) or value.bit_width <= 16)
 
 
 def _is_text(data_type: pa.DataType) -> bool:
@@ -262,11 +278,7 @@ def _floats(column: pa.Array | None, n_rows: int) -> NDArray[np.float64]:
     return values
 
 
-def screen(
-    batch: pa.RecordBatch,
-    options: ScreeningOptions,
-    prepare: Callable[[NDArray[np.floating]], NDArray[np.float32]],
-) -> tuple[TrialBatch, list[Reject]]:
+def screen(batch: pa.RecordBatch, options: ScreeningOptions) -> tuple[TrialBatch, list[Reject]]:
     """Check every row of a record batch by itself and cut the segment around its onset.
 
     Parameters
@@ -274,9 +286,6 @@ def screen(
     batch : pyarrow.RecordBatch
         Columns named as in contract 2.1.
     options : ScreeningOptions
-    prepare : callable
-        Turns raw segments (n, n_samples) into the float32 that is stored
-        (`Spectrogram.prepare`).
 
     Returns
     -------
@@ -313,12 +322,14 @@ def screen(
             kept.append(row)
             segments.append(segment)
 
-    stacked = np.stack(segments) if segments else np.empty((0, options.n_samples), np.float32)
-    bad = _check_samples(stacked, options)
+    stacked = np.empty((len(segments), options.n_samples), options.dtype)
+    for place, segment in zip(stacked, segments, strict=True):
+        place[:] = segment
+    bad = dict(_sample_problems(stacked, options.max_railed_fraction))
     problems.update({kept[index]: found for index, found in bad.items()})
     good = [index for index in range(len(kept)) if index not in bad]
     rows = [kept[index] for index in good]
-    prepared = prepare(stacked if len(good) == len(kept) else stacked[good])
+    accepted = stacked[good] if bad else stacked
     trials = TrialBatch(
         session=[str(session[row]) for row in rows],
         subject=[subject[row] for row in rows],
@@ -326,17 +337,15 @@ def screen(
         trial_num=np.array([trial_num[row] for row in rows], dtype=np.int64),
         frequency=_floats(_optional(batch, "frequency"), n_rows)[rows],
         amplitude=_floats(_optional(batch, "amplitude"), n_rows)[rows],
-        level=prepared.std(axis=1, dtype=np.float64),
-        digest=digests(prepared),
-        segments=prepared,
+        level=accepted.std(axis=1, dtype=np.float64),
+        digest=digests(accepted),
+        segments=accepted,
     )
-    rejects = [
-        Reject(session[row], trial_num[row], *problems[row]) for row in sorted(problems)
-    ]
+    rejects = [Reject(session[row], trial_num[row], *problems[row]) for row in sorted(problems)]
     return trials, rejects
 
 
-def digests(segments: NDArray[np.float32]) -> NDArray[np.uint8]:
+def digests(segments: Segments) -> NDArray[np.uint8]:
     """Return the 128-bit BLAKE2b digest of each row, uint8 of shape (n, 16)."""
     joined = b"".join(
         hashlib.blake2b(row.tobytes(), digest_size=DIGEST_BYTES).digest() for row in segments
@@ -395,21 +404,15 @@ def _cut(
     return trace[start:stop]
 
 
-def _check_samples(
-    segments: NDArray[np.generic], options: ScreeningOptions
-) -> dict[int, tuple[Reason, str]]:
-    return dict(_sample_problems(segments, options))
-
-
 def _sample_problems(
-    segments: NDArray[np.generic], options: ScreeningOptions
+    segments: Segments, max_railed_fraction: float
 ) -> Iterator[tuple[int, tuple[Reason, str]]]:
     finite = np.isfinite(segments).all(axis=1)
     low, high = segments.min(axis=1), segments.max(axis=1)
     n_low = np.count_nonzero(segments == low[:, None], axis=1)
     n_high = np.count_nonzero(segments == high[:, None], axis=1)
     railed = np.maximum(n_low, n_high) / segments.shape[1]
-    suspects = ~finite | (low == high) | (railed > options.max_railed_fraction)
+    suspects = ~finite | (low == high) | (railed > max_railed_fraction)
     for row in np.flatnonzero(suspects):
         if not finite[row]:
             problem = Reason.NON_FINITE, _describe_non_finite(segments[row])

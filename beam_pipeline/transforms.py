@@ -62,23 +62,20 @@ def _count(name: str, n: int) -> None:
     Metrics.counter(NAMESPACE, name).inc(n)
 
 
-class _ScreenRows(beam.DoFn):  # type: ignore[misc]
+class _ScreenRows(beam.DoFn):
     def __init__(
         self,
         source: TraceSource,
         screening: ScreeningOptions,
-        spectrogram: SpectrogramOptions,
         store: SegmentStore,
         work: WorkFolder,
     ) -> None:
         self._source = source
         self._screening = screening
-        self._spectrogram = spectrogram
         self._store = store
         self._work = work
 
     def setup(self) -> None:
-        self._prepare = Spectrogram(self._spectrogram).prepare
         self._done = WorkCount(str(self._work.progress), "read")
 
     def process(self, element: tuple[int, Any]) -> Iterator[Any]:
@@ -87,7 +84,7 @@ class _ScreenRows(beam.DoFn):  # type: ignore[misc]
         batch_rows = max(1, min(1024, BATCH_BYTES // (8 * self._store.n_samples)))
         with self._store.writer(chunk) as writer:
             for batch in self._source.read(split, batch_rows):
-                trials, rejects = screen(batch, self._screening, self._prepare)
+                trials, rejects = screen(batch, self._screening)
                 order, places = order_by_session(trials)
                 pointers = writer.write(trials.segments[order])
                 for session, place in places:
@@ -101,24 +98,21 @@ class _ScreenRows(beam.DoFn):  # type: ignore[misc]
 
 
 @dataclass
-class ReadTrials(beam.PTransform):  # type: ignore[misc]
+class ReadTrials(beam.PTransform):
     """Pieces of a table to accepted trials by session, with their segments stored aside."""
 
     source: TraceSource
     screening: ScreeningOptions
-    spectrogram: SpectrogramOptions
     store: SegmentStore
     work: WorkFolder
 
     def expand(self, pieces: beam.PCollection) -> Any:
-        do_fn = _ScreenRows(
-            self.source, self.screening, self.spectrogram, self.store, self.work
-        )
+        do_fn = _ScreenRows(self.source, self.screening, self.store, self.work)
         return pieces | beam.ParDo(do_fn).with_outputs(REJECTS, FINGERPRINTS, main="rows")
 
 
 @dataclass
-class FindCopies(beam.PTransform):  # type: ignore[misc]
+class FindCopies(beam.PTransform):
     """Fingerprints by bucket to the trials whose trace stands elsewhere too, by session."""
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
@@ -129,7 +123,7 @@ class FindCopies(beam.PTransform):  # type: ignore[misc]
 
 
 @dataclass
-class ResolveSessions(beam.PTransform):  # type: ignore[misc]
+class ResolveSessions(beam.PTransform):
     """Accepted trials by session to blocks; what conflicts is rejected."""
 
     block_trials: int
@@ -156,7 +150,7 @@ class ResolveSessions(beam.PTransform):  # type: ignore[misc]
         )
 
 
-class _SurveyBlocks(beam.DoFn):  # type: ignore[misc]
+class _SurveyBlocks(beam.DoFn):
     def __init__(
         self, spectrogram: SpectrogramOptions, store: SegmentStore, work: WorkFolder
     ) -> None:
@@ -179,7 +173,7 @@ class _SurveyBlocks(beam.DoFn):  # type: ignore[misc]
 
 
 @dataclass
-class SurveyBlocks(beam.PTransform):  # type: ignore[misc]
+class SurveyBlocks(beam.PTransform):
     """Blocks to their sums, and to the blocks without unusable spectrograms."""
 
     spectrogram: SpectrogramOptions
@@ -197,7 +191,7 @@ class SurveyBlocks(beam.PTransform):  # type: ignore[misc]
 
 
 @dataclass
-class PlanLayout(beam.PTransform):  # type: ignore[misc]
+class PlanLayout(beam.PTransform):
     """Summaries and reject counts to one layout; None, and a note, where there can be none."""
 
     options: DatasetOptions
@@ -205,9 +199,7 @@ class PlanLayout(beam.PTransform):  # type: ignore[misc]
     shape: tuple[int, int]
     work: WorkFolder
 
-    def expand(
-        self, inputs: tuple[beam.PCollection, beam.PCollection]
-    ) -> beam.PCollection:
+    def expand(self, inputs: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
         summaries, rejects = inputs
         merged = summaries | beam.CombinePerKey(merge_summaries) | beam.Values()
         counts = (
@@ -244,7 +236,7 @@ class PlanLayout(beam.PTransform):  # type: ignore[misc]
 
 
 @dataclass
-class WriteRejects(beam.PTransform):  # type: ignore[misc]
+class WriteRejects(beam.PTransform):
     """Rejects to one sorted file a reason."""
 
     work: WorkFolder
@@ -256,9 +248,7 @@ class WriteRejects(beam.PTransform):  # type: ignore[misc]
                 groups[str(reject.reason)].append(reject)
             return iter(groups.items())
 
-        def write(
-            element: tuple[str, Iterable[Rejects]], work: WorkFolder = self.work
-        ) -> None:
+        def write(element: tuple[str, Iterable[Rejects]], work: WorkFolder = self.work) -> None:
             reason, groups = element
             ordered = sorted(
                 (reject for group in groups for reject in group),
@@ -275,7 +265,7 @@ class WriteRejects(beam.PTransform):  # type: ignore[misc]
         return rejects | beam.FlatMap(by_reason) | beam.GroupByKey() | beam.Map(write)
 
 
-class _WriteShards(beam.DoFn):  # type: ignore[misc]
+class _WriteShards(beam.DoFn):
     def __init__(
         self, spectrogram: SpectrogramOptions, store: SegmentStore, work: WorkFolder
     ) -> None:
@@ -287,16 +277,12 @@ class _WriteShards(beam.DoFn):  # type: ignore[misc]
         self._spectrogram = Spectrogram(self._options)
         self._done = WorkCount(str(self._work.progress), "write")
 
-    def process(
-        self, element: tuple[str, Iterable[Block]], layout: Layout
-    ) -> Iterator[Any]:
+    def process(self, element: tuple[str, Iterable[Block]], layout: Layout) -> Iterator[Any]:
         key, blocks = element
         split, index = key.split("/")
         path = shard_path(split, int(index), len(layout.shard_starts[split]))
         pictures: dict[str, MeanPicture] = {}
-        shard = write_shard(
-            self._work.dataset, path, self._samples(blocks, layout, pictures)
-        )
+        shard = write_shard(self._work.dataset, path, self._samples(blocks, layout, pictures))
         yield shard
         for condition, picture in pictures.items():
             yield TaggedOutput(PICTURES, ((split, condition), picture))
@@ -325,7 +311,7 @@ def _block_order(block: Block) -> tuple[int, str]:
 
 
 @dataclass
-class WriteShards(beam.PTransform):  # type: ignore[misc]
+class WriteShards(beam.PTransform):
     """Surveyed blocks to tar shards, by a hash of their keys."""
 
     layout: beam.PCollection
@@ -351,7 +337,7 @@ class WriteShards(beam.PTransform):  # type: ignore[misc]
 
 
 @dataclass
-class WriteOutcome(beam.PTransform):  # type: ignore[misc]
+class WriteOutcome(beam.PTransform):
     """The list of shards, and the mean spectrograms, for the launcher to finish the dataset."""
 
     work: WorkFolder
@@ -359,9 +345,7 @@ class WriteOutcome(beam.PTransform):  # type: ignore[misc]
     def expand(self, inputs: Any) -> None:
         shards, pictures = inputs
 
-        def write_list(
-            _: None, shards: list[ShardInfo], work: WorkFolder = self.work
-        ) -> None:
+        def write_list(_: None, shards: list[ShardInfo], work: WorkFolder = self.work) -> None:
             ordered = sorted(shards, key=lambda shard: shard.path)
             work.shards.write_text(json.dumps([asdict(shard) for shard in ordered]))
 

@@ -200,6 +200,8 @@ def test_frequency_range_keeps_the_bins_inside() -> None:
     [
         {"n_freqs": 10},
         {"n_freqs": 1},
+        # Every edge is a bin of nperseg 126, but for rounding.
+        {"n_freqs": 17, "fmax": np.fft.rfftfreq(126, 1 / SFREQ)[17]},
         {"n_freqs": 6, "freq_scale": "log"},
         {"n_freqs": 5, "freq_scale": "log", "fmin": 20.0, "fmax": 400.0},
     ],

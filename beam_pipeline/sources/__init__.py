@@ -26,6 +26,8 @@ class TraceSource(Protocol):
     n_rows: int
     #: Names of the contract's columns that the table has.
     columns: tuple[str, ...]
+    #: float32 where that holds every sample of the table without rounding, else float64.
+    sample_dtype: str
     #: Time at which the table was read, where a table changes under the reader (BigQuery).
     snapshot_time: str | None
 

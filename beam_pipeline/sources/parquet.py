@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_pipeline.sources import SourceError, match_columns
+from beam_pipeline.traces import fits_float32
 
 #: With a buffer, Parquet pages are streamed; without, a whole column chunk is held in memory.
 READ_BUFFER_BYTES = 1 << 20
@@ -31,6 +33,7 @@ class ParquetSplit:
 class _File:
     path: str
     columns: dict[str, str]
+    fits_float32: bool
     row_group_rows: tuple[int, ...]
 
 
@@ -65,6 +68,8 @@ class ParquetSource:
                 )
         self.columns = tuple(first.columns)
         self.n_rows = sum(sum(file.row_group_rows) for file in self._files)
+        exact = all(file.fits_float32 for file in self._files)
+        self.sample_dtype = "float32" if exact else "float64"
         if self.n_rows == 0:
             raise SourceError(f"{uri}: the table has no rows")
 
@@ -82,7 +87,7 @@ class ParquetSource:
                 edges = [n_rows * piece // n_pieces for piece in range(n_pieces + 1)]
                 pieces += [
                     ParquetSplit(file.path, row_group, start, stop)
-                    for start, stop in zip(edges[:-1], edges[1:], strict=True)
+                    for start, stop in pairwise(edges)
                     if stop > start
                 ]
         return pieces
@@ -136,7 +141,11 @@ def _find(uri: str) -> list[str]:
         # Hidden and underscore files are what other engines write beside the data.
         missing = f"{uri}: the folder has no *.parquet file"
     elif glob.has_magic(uri):
-        found = sorted(name for name in glob.glob(uri, recursive=True) if Path(name).is_file())
+        found = sorted(
+            name
+            for name in glob.glob(uri, recursive=True)  # noqa: PTH207 (takes absolute patterns)
+            if Path(name).is_file()
+        )
         missing = f"{uri}: no file matches"
     else:
         found = [uri] if path.is_file() else []
@@ -154,4 +163,5 @@ def _inspect(path: str, names: Mapping[str, str]) -> _File:
         reason = str(error).splitlines()[0]
         raise SourceError(f"{path}: not a readable Parquet file ({reason})") from error
     rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-    return _File(path, match_columns(schema, names, path), rows)
+    columns = match_columns(schema, names, path)
+    return _File(path, columns, fits_float32(schema.field(columns["trace"]).type), rows)
