@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from beam_pipeline import __version__, sample
+from beam_pipeline import __version__, plan, sample
 from beam_pipeline.options import (
     add_dataset_arguments,
     add_source_arguments,
@@ -62,6 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_dataset_arguments(preprocess)
     preprocess.set_defaults(run=_preprocess)
+
+    plan_command = add(
+        "plan", "say what preprocess would make of a table, from its metadata and a few rows"
+    )
+    plan.add_arguments(plan_command)
+    plan_command.set_defaults(run=lambda args, _: plan.run(args))
 
     sample_command = add("sample", "generate a table of the lab's kind, with known truth")
     sample.add_arguments(sample_command)
@@ -131,16 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.verbose:
             traceback.print_exc()
-        print(f"error: {_last_line(error)}", file=sys.stderr)
+        print(f"error: {error or type(error).__name__}", file=sys.stderr)
         return 1
-
-
-def _last_line(error: Exception) -> str:
-    """Return the message; Beam puts a worker's whole traceback before it."""
-    text = str(error) or type(error).__name__
-    if "Traceback (most recent call last)" in text:
-        return [line for line in text.splitlines() if line.strip()][-1].strip()
-    return text
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -47,8 +48,10 @@ def watch(
         Returns the trials finished so far, by phase.
     """
     stop = threading.Event()
-    show = _show_bars if sys.stderr.isatty() else _show_lines
-    thread = threading.Thread(target=show, args=(phases, total, counts, stop), daemon=True)
+    # Taken now: the body may redirect what Beam prints.
+    stream = sys.stderr
+    show = _show_bars if stream.isatty() else _show_lines
+    thread = threading.Thread(target=show, args=(phases, total, counts, stop, stream), daemon=True)
     thread.start()
     try:
         yield
@@ -62,6 +65,7 @@ def _show_bars(
     total: int,
     counts: Callable[[], Mapping[str, int]],
     stop: threading.Event,
+    stream: TextIO,
 ) -> None:
     columns = (
         TextColumn("{task.description}"),
@@ -70,7 +74,7 @@ def _show_bars(
         _Rate(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(file=stream)) as progress:
         tasks = {
             phase: progress.add_task(name, total=total, start=False)
             for phase, name in phases.items()
@@ -78,8 +82,9 @@ def _show_bars(
         ended = False
         while not ended:
             ended = stop.wait(REFRESH_SECONDS)
-            for phase, done in counts().items():
-                task = tasks[phase]
+            current = counts()
+            for phase, task in tasks.items():
+                done = current.get(phase, 0)
                 if done and not progress.tasks[task].started:
                     progress.start_task(task)
                 progress.update(task, completed=done)
@@ -90,6 +95,7 @@ def _show_lines(
     total: int,
     counts: Callable[[], Mapping[str, int]],
     stop: threading.Event,
+    stream: TextIO,
 ) -> None:
     started = dict.fromkeys(phases, 0.0)
     shown: dict[str, int] = {}
@@ -98,7 +104,11 @@ def _show_lines(
     while not ended:
         ended = stop.wait(REFRESH_SECONDS)
         now = time.monotonic()
-        for phase, done in counts().items():
+        current = counts()
+        for phase in phases:
+            done = current.get(phase, 0)
+            if done == 0:
+                continue
             started[phase] = started[phase] or now
             finished = done >= total
             if done == shown.get(phase) or not (finished or ended or now - last > PLAIN_SECONDS):
@@ -106,10 +116,8 @@ def _show_lines(
             shown[phase], last = done, now
             rate = done / max(now - started[phase], REFRESH_SECONDS)
             left = "" if finished else f", {(total - done) / rate:,.0f} s left"
-            print(
-                f"{phases[phase]}: {done:,} of {total:,}, {rate:,.0f} trials/s{left}",
-                file=sys.stderr,
-            )
+            line = f"{phases[phase]}: {done:,} of {total:,}, {rate:,.0f} trials/s{left}"
+            print(line, file=stream)
 
 
 def print_table(

@@ -7,7 +7,10 @@ names the runner that executes in this process and in SDK workers it starts.
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from apache_beam.options.pipeline_options import (
     DirectOptions,
@@ -18,6 +21,8 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
+from apache_beam.runners.runner import PipelineRunner, create_runner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner")
 
@@ -49,8 +54,32 @@ def pipeline_options(arguments: Sequence[str], verbose: bool = False) -> Pipelin
     return options
 
 
-def local_runner(options: PipelineOptions) -> fn_runner.FnApiRunner:
-    """Return the in-process runner; its workers get the options too, log level included."""
+def choose_runner(options: PipelineOptions, worker_log: Path) -> PipelineRunner:
+    """Return the runner of a pipeline.
+
+    Parameters
+    ----------
+    options : PipelineOptions
+        The running mode of a local runner is taken out of it: Beam would override the
+        environment that is chosen here.
+    worker_log : pathlib.Path
+        Gets what local worker processes write to stderr. Beam prints each traceback there, in
+        full and once a worker, while the launcher reports the error in one line.
+    """
+    name = options.view_as(StandardOptions).runner
+    if name != "FnApiRunner":
+        return create_runner(name)
+    direct = options.view_as(DirectOptions)
+    environment = None
+    if direct.direct_running_mode == "multi_processing":
+        worker = f"{shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
+        environment = SubprocessSDKEnvironment.from_command_string(
+            f"exec {worker} 2>>{shlex.quote(str(worker_log))}"
+        )
+        direct.direct_running_mode = "in_memory"
+    # Without them in the provision info, workers would not know the options, log level included.
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
-    return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
+    return fn_runner.FnApiRunner(
+        environment, provision_info=fn_runner.ExtendedProvisionInfo(provision)
+    )

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from beam_pipeline.sources import SourceError, TraceSource, parse_column_names
-from beam_pipeline.spectrogram import SpectrogramOptions
-from beam_pipeline.splits import SplitsFile, read_splits_file
+from beam_pipeline.spectrogram import Spectrogram, SpectrogramOptions
+from beam_pipeline.splits_file import SplitsFile, read_splits_file
+from beam_pipeline.traces import ScreeningOptions
 
 NORMALIZATIONS = ("global", "per_frequency", "none")
 GAIN_CORRECTIONS = ("none", "session")
@@ -350,4 +351,21 @@ def dataset_options(args: argparse.Namespace, source: TraceSource) -> DatasetOpt
         spectrogram=spectrogram,
         splits=None if args.splits is None else read_splits_file(args.splits),
         **{name: getattr(args, name) for name in rest},
+    )
+
+
+def screening_options(
+    source: TraceSource, options: DatasetOptions, spectrogram: Spectrogram
+) -> ScreeningOptions:
+    """Return what each row must satisfy by itself."""
+    return ScreeningOptions(
+        options.spectrogram.sfreq,
+        options.onset,
+        options.resample,
+        options.classes,
+        options.max_railed_fraction,
+        spectrogram.segment,
+        spectrogram.n_samples,
+        # Resampling rounds to nothing shorter than it computes in.
+        "float64" if options.resample else source.sample_dtype,
     )

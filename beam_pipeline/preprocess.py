@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import operator
@@ -17,11 +18,12 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.runner import PipelineResult
 
 from beam_pipeline import console
 from beam_pipeline.card import PICTURE, dataset_card, mean_spectrograms_png
 from beam_pipeline.layout import Normalization, SessionSummary, train_normalization
-from beam_pipeline.local_runner import local_runner, pipeline_options
+from beam_pipeline.local_runner import choose_runner, pipeline_options
 from beam_pipeline.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -36,7 +38,7 @@ from beam_pipeline.manifest import (
     write_atomically,
 )
 from beam_pipeline.moments import UNIT
-from beam_pipeline.options import DatasetOptions
+from beam_pipeline.options import DatasetOptions, screening_options
 from beam_pipeline.progress import read_counts
 from beam_pipeline.segments import SegmentStore
 from beam_pipeline.sessions_table import read_summaries
@@ -44,7 +46,6 @@ from beam_pipeline.shards import ShardInfo, wids_index
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.splits import SPLITS
-from beam_pipeline.traces import ScreeningOptions
 from beam_pipeline.transforms import (
     FINGERPRINTS,
     PICTURES,
@@ -112,23 +113,6 @@ def build_pipeline(
     (written["shards"], written[PICTURES]) | WriteOutcome(work)
 
 
-def screening_options(
-    source: TraceSource, options: DatasetOptions, spectrogram: Spectrogram
-) -> ScreeningOptions:
-    """Return what each row must satisfy by itself."""
-    return ScreeningOptions(
-        options.spectrogram.sfreq,
-        options.onset,
-        options.resample,
-        options.classes,
-        options.max_railed_fraction,
-        spectrogram.segment,
-        spectrogram.n_samples,
-        # Resampling rounds to nothing shorter than it computes in.
-        "float64" if options.resample else source.sample_dtype,
-    )
-
-
 def preprocess(
     source: TraceSource,
     options: DatasetOptions,
@@ -166,26 +150,55 @@ def preprocess(
         return existing
     started = time.time()
     spectrogram = Spectrogram(options.spectrogram)
+    beam_options = pipeline_options(beam_arguments, verbose)
     for leftover in WorkFolder.leftovers(output):
         shutil.rmtree(leftover)
     work = WorkFolder.create(output)
-    beam_options = pipeline_options(beam_arguments, verbose)
-    pipeline = beam.Pipeline(runner=local_runner(beam_options), options=beam_options)
+    runner = choose_runner(beam_options, Path("/dev/stderr") if verbose else work.log)
+    pipeline = beam.Pipeline(runner=runner, options=beam_options)
     build_pipeline(pipeline, source, options, spectrogram, work)
-    logging.getLogger("apache_beam").setLevel(logging.INFO if verbose else logging.CRITICAL)
     with console.watch(PHASES, source.n_rows, lambda: read_counts(work.progress)):
-        result = pipeline.run()
-        result.wait_until_finish()
+        result = _run(pipeline, work, verbose)
     shutil.rmtree(work.segments)
     if work.problem.exists():
-        raise PreprocessError(
-            f"{work.problem.read_text()}\nThe rejected rows are listed in {work.rejects}"
-        )
+        raise PreprocessError(work.problem.read_text() + _reject_examples(work.rejects))
     n_clipped = _counter(result, "values_clipped")
     manifest = describe(source, options, spectrogram, work, n_clipped)
     _write_run(work.dataset / RUN, source, beam_options, started)
     install(work, manifest, output)
     return manifest
+
+
+def _run(pipeline: beam.Pipeline, work: WorkFolder, verbose: bool) -> PipelineResult:
+    if verbose:
+        logging.getLogger("apache_beam").setLevel(logging.INFO)
+        result = pipeline.run()
+        result.wait_until_finish()
+        return result
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    try:
+        with work.log.open("a") as log, contextlib.redirect_stderr(log):
+            result = pipeline.run()
+            result.wait_until_finish()
+    except Exception as error:
+        # Beam puts a worker's whole traceback before its message.
+        message = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+        raise PreprocessError(f"{message}; the traceback is in {work.log}") from error
+    return result
+
+
+def _reject_examples(folder: Path) -> str:
+    """Return the first rejected row of each reason, and where the others are listed."""
+    firsts = [
+        json.loads(path.read_text().splitlines()[0]) for path in sorted(folder.glob("*.jsonl"))
+    ]
+    if not firsts:
+        return ""
+    examples = [
+        "  {reason}, e.g. session {session} trial {trial_num}: {detail}".format(**row)
+        for row in firsts
+    ]
+    return "\n".join(["", *examples, f"All rejected rows are listed in {folder}"])
 
 
 def _counter(result: Any, name: str) -> int:
@@ -341,7 +354,6 @@ def _write_run(
         "finished": datetime.fromtimestamp(finished, UTC).isoformat(),
         "seconds": round(finished - started, 3),
         "runner": beam_options.view_as(StandardOptions).runner,
-        "direct_running_mode": direct.direct_running_mode,
         "direct_num_workers": direct.direct_num_workers,
         "host": platform.node(),
         "platform": platform.platform(),

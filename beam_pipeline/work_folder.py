@@ -63,6 +63,11 @@ class WorkFolder:
         return Path(self.path) / "pictures"
 
     @property
+    def log(self) -> Path:
+        """File of what Beam and its local workers print."""
+        return Path(self.path) / "beam.log"
+
+    @property
     def problem(self) -> Path:
         """File that says why no dataset can be made."""
         return Path(self.path) / "problem.txt"

@@ -18,6 +18,7 @@ WORKER_REQUIREMENTS = {"numpy", "pyarrow", "scipy"}
 CLOUD = {"boto3", "fsspec", "gcsfs", "google"}
 GLUE = {
     "beam_pipeline.__main__",
+    "beam_pipeline.local_runner",
     "beam_pipeline.preprocess",
     "beam_pipeline.sources.bigquery",
     "beam_pipeline.transforms",

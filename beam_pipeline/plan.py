@@ -1,0 +1,244 @@
+"""What a preprocessing run would do, from the table's small columns and a sample of rows."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+
+from beam_pipeline.blocks import n_shards_for
+from beam_pipeline.console import format_bytes, print_table
+from beam_pipeline.layout import survey_block
+from beam_pipeline.options import (
+    DatasetOptions,
+    add_dataset_arguments,
+    add_source_arguments,
+    dataset_options,
+    screening_options,
+)
+from beam_pipeline.segments import Pointers
+from beam_pipeline.sessions import Block
+from beam_pipeline.shards import npy_bytes, tar_sample_size
+from beam_pipeline.sources import TraceSource
+from beam_pipeline.sources.parquet import ParquetSource
+from beam_pipeline.spectrogram import Spectrogram
+from beam_pipeline.splits import SPLITS, SessionCount, SplitError, assign_splits
+from beam_pipeline.splits_file import apply_splits_file
+from beam_pipeline.traces import Reject, TrialBatch, screen
+
+SAMPLE_PIECES = 8
+SAMPLE_ROWS = 32
+#: Measured at the lab's size (docs/benchmarks.md): interpreter, Beam, NumPy, SciPy and Arrow.
+PROCESS_BYTES = 260e6
+START_SECONDS = 6.0
+
+
+@dataclass(frozen=True)
+class TrialCost:
+    """What one trial costs, measured on a sample of rows.
+
+    Attributes
+    ----------
+    seconds : float
+        CPU seconds of reading, screening, both spectrogram passes and encoding.
+    n_rows : int
+        Rows in the sample.
+    rejects : list of Reject
+        Rejected rows of the sample.
+    """
+
+    seconds: float
+    n_rows: int
+    rejects: list[Reject]
+
+
+def count_sessions(table: pa.Table) -> list[SessionCount]:
+    """Count the rows of each session.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Columns session, condition, trial_num and, where there is one, subject. Rows without a
+        session or condition are left out; a session with several conditions counts under each.
+    """
+    keys = [name for name in ("session", "subject", "condition") if name in table.column_names]
+    # Integer ids and dictionary-encoded ones become the strings that the dataset uses.
+    columns = {name: table.column(name).cast(pa.string()) for name in keys}
+    counted = pa.table(columns).group_by(keys).aggregate([([], "count_all")])
+    return sorted(
+        (
+            SessionCount(row["session"], row.get("subject"), row["condition"], row["count_all"])
+            for row in counted.to_pylist()
+            if row["session"] and row["condition"]
+        ),
+        key=lambda count: (count.session, count.condition),
+    )
+
+
+def sample_batches(source: TraceSource) -> Iterator[pa.RecordBatch]:
+    """Yield a few rows from pieces spread over the table."""
+    pieces = source.splits(SAMPLE_PIECES)
+    for piece in pieces[:: -(-len(pieces) // SAMPLE_PIECES)]:
+        yield from islice(source.read(piece, SAMPLE_ROWS), 1)
+
+
+def measure_cost(source: TraceSource, options: DatasetOptions) -> TrialCost:
+    """Measure what a trial costs by doing to a sample of rows what a run does to all."""
+    spectrogram = Spectrogram(options.spectrogram)
+    screening = screening_options(source, options, spectrogram)
+    rejects: list[Reject] = []
+    n_rows = 0
+    started = time.process_time()
+    for batch in sample_batches(source):
+        n_rows += batch.num_rows
+        trials, found = screen(batch, screening)
+        rejects += found
+        if not len(trials.segments):
+            continue
+        values, baseline = spectrogram(trials.segments)
+        survey_block(_as_block(trials), values, baseline)
+        values, _ = spectrogram(trials.segments)
+        with np.errstate(over="ignore"):
+            npy_bytes(values.astype(np.float16))
+    return TrialCost((time.process_time() - started) / max(n_rows, 1), n_rows, rejects)
+
+
+def _as_block(trials: TrialBatch) -> Block:
+    nowhere = np.zeros(len(trials.trial_num), np.int64)
+    return Block(
+        trials.session[0],
+        trials.subject[0],
+        trials.condition[0],
+        0,
+        trials.trial_num,
+        trials.frequency,
+        trials.amplitude,
+        trials.digest,
+        Pointers(nowhere, nowhere),
+    )
+
+
+def plan_splits(counts: Sequence[SessionCount], options: DatasetOptions) -> dict[str, str]:
+    """Return the split of each session if every row were used.
+
+    Raises
+    ------
+    SplitError
+        If no sound split exists.
+    """
+    if options.splits is not None:
+        return apply_splits_file(counts, options.splits)
+    return assign_splits(counts, options.split_ratios, options.split_seed)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``plan``: those of ``preprocess`` that shape a dataset."""
+    add_source_arguments(parser)
+    add_dataset_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan of a run; nothing is written."""
+    source = ParquetSource(args.input, args.columns)
+    options = dataset_options(args, source)
+    names = [
+        name for name in ("session", "subject", "condition", "trial_num") if name in source.columns
+    ]
+    counts = count_sessions(source.read_columns(names))
+    cost = measure_cost(source, options)
+    classes = options.classes or tuple(sorted({count.condition for count in counts}))
+    _print_table_facts(source, counts, classes, cost)
+    try:
+        split_of = plan_splits(counts, options)
+    except SplitError as error:
+        print(f"No split is possible: {error}")
+        return 1
+    _print_splits(counts, split_of, classes, options)
+    _print_costs(source, options, cost)
+    return 0
+
+
+def _print_table_facts(
+    source: TraceSource, counts: Sequence[SessionCount], classes: Sequence[str], cost: TrialCost
+) -> None:
+    subjects = {count.subject for count in counts} - {None}
+    per_class = Counter[str]()
+    for count in counts:
+        per_class[count.condition] += count.n_trials
+    print_table(
+        f"{source.uri}: {source.n_rows:,} rows",
+        ["class", "trials", "sessions", "subjects"],
+        [
+            (
+                name,
+                per_class[name],
+                len({count.session for count in counts if count.condition == name}),
+                len({c.subject for c in counts if c.condition == name} - {None}) or "unknown",
+            )
+            for name in classes
+        ],
+        "" if subjects else "no subject column: sessions of one animal may fall into two splits",
+    )
+    print(f"Sample of {cost.n_rows:,} rows: {len(cost.rejects):,} would be rejected")
+    reasons = Counter(str(reject.reason) for reject in cost.rejects)
+    for reason, n in reasons.most_common():
+        example = next(reject for reject in cost.rejects if reject.reason == reason)
+        print(f"  {reason} {n:,}, e.g. session {example.session}: {example.detail}")
+
+
+def _print_splits(
+    counts: Sequence[SessionCount],
+    split_of: dict[str, str],
+    classes: Sequence[str],
+    options: DatasetOptions,
+) -> None:
+    spectrogram = Spectrogram(options.spectrogram)
+    shape = (len(spectrogram.freqs), len(spectrogram.times))
+    trials: dict[str, Counter[str]] = defaultdict(Counter)
+    n_blocks: Counter[str] = Counter()
+    for count in counts:
+        split = split_of[count.session]
+        trials[split][count.condition] += count.n_trials
+        n_blocks[split] += -(-count.n_trials // options.block_trials)
+    rows = []
+    for split in SPLITS:
+        members = [count for count in counts if split_of[count.session] == split]
+        n_bytes = tar_sample_size(sum(trials[split].values()), *shape)
+        rows.append(
+            (
+                split,
+                sum(trials[split].values()),
+                *(trials[split][name] for name in classes),
+                len({count.session for count in members}),
+                len({count.subject for count in members} - {None}) or "unknown",
+                n_shards_for(n_bytes, n_blocks[split], options.shard_mb, options.num_shards),
+                format_bytes(n_bytes),
+            )
+        )
+    print_table(
+        f"Splits, if every row is used; each trial is {shape[0]} x {shape[1]}",
+        ["split", "trials", *classes, "sessions", "subjects", "shards", "size"],
+        rows,
+    )
+
+
+def _print_costs(source: TraceSource, options: DatasetOptions, cost: TrialCost) -> None:
+    spectrogram = Spectrogram(options.spectrogram)
+    screening = screening_options(source, options, spectrogram)
+    workers = len(os.sched_getaffinity(0))
+    seconds = START_SECONDS + cost.seconds * source.n_rows / workers
+    segments = source.n_rows * spectrogram.n_samples * np.dtype(screening.dtype).itemsize
+    block = 3 * 4 * options.block_trials * len(spectrogram.freqs) * len(spectrogram.times)
+    memory = (workers + 1) * PROCESS_BYTES + workers * block
+    print(
+        f"Expected here: {seconds:,.0f} s with {workers} workers "
+        f"({1e3 * cost.seconds:.2f} ms of CPU a trial, without the disk), "
+        f"{format_bytes(memory)} of memory, {format_bytes(segments)} of temporary files"
+    )
