@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from beam_pipeline import __version__, plan, sample
+from beam_pipeline import __version__, audit, plan, sample, verify
 from beam_pipeline.options import (
     add_dataset_arguments,
     add_source_arguments,
@@ -68,6 +68,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     plan.add_arguments(plan_command)
     plan_command.set_defaults(run=lambda args, _: plan.run(args))
+
+    audit_command = add("audit", "look at a table: one HTML page with what to mend before a run")
+    audit.add_arguments(audit_command)
+    audit_command.set_defaults(run=lambda args, _: audit.run(args))
+
+    verify_command = add("verify", "reread a whole dataset and name whatever does not hold")
+    verify.add_arguments(verify_command)
+    verify_command.set_defaults(run=lambda args, _: verify.run(args))
 
     sample_command = add("sample", "generate a table of the lab's kind, with known truth")
     sample.add_arguments(sample_command)

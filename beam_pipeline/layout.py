@@ -15,13 +15,8 @@ from beam_pipeline.moments import MAX_MAGNITUDE, UNIT, Moments, exact_sum
 from beam_pipeline.options import DatasetOptions
 from beam_pipeline.sessions import Block
 from beam_pipeline.shards import Sample, tar_sample_size
-from beam_pipeline.splits import (
-    SPLITS,
-    SessionCount,
-    SplitError,
-    apply_splits_file,
-    assign_splits,
-)
+from beam_pipeline.splits import SPLITS, SessionCount, SplitError, assign_splits
+from beam_pipeline.splits_file import apply_splits_file
 from beam_pipeline.traces import Reason, Reject
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -208,7 +203,8 @@ class Layout:
 
 
 def _nullable(values: NDArray[np.float64]) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
+    # JSON has no infinity; silence is a sound of -inf dB.
+    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 class LayoutError(ValueError):

@@ -116,6 +116,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise ManifestError(
             f"{folder} has no {MANIFEST}: it is no dataset, or its run did not finish"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{MANIFEST} is damaged: {error}") from error
     return parse_manifest(text)
 
 

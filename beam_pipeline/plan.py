@@ -172,8 +172,9 @@ def _print_table_facts(
     per_class = Counter[str]()
     for count in counts:
         per_class[count.condition] += count.n_trials
+    print(f"{source.uri}: {source.n_rows:,} rows")
     print_table(
-        f"{source.uri}: {source.n_rows:,} rows",
+        "Classes",
         ["class", "trials", "sessions", "subjects"],
         [
             (

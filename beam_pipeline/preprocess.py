@@ -183,6 +183,8 @@ def _run(pipeline: beam.Pipeline, work: WorkFolder, verbose: bool) -> PipelineRe
     except Exception as error:
         # Beam puts a worker's whole traceback before its message.
         message = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+        if message.startswith("Channel closed"):
+            message = "a worker process died; was it killed, or out of memory?"
         raise PreprocessError(f"{message}; the traceback is in {work.log}") from error
     return result
 

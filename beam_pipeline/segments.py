@@ -108,7 +108,7 @@ class SegmentWriter:
 
     def write(self, segments: Segments) -> Pointers:
         """Append segments (n, n_samples) and return their pointers."""
-        content = np.ascontiguousarray(segments).data.cast("B")
+        content = np.ascontiguousarray(segments).reshape(-1).view(np.uint8).data
         while content:
             content = content[os.write(self._fileno, content) :]
         rows = np.arange(self._n_rows, self._n_rows + len(segments), dtype=np.int64)

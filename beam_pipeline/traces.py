@@ -20,6 +20,8 @@ Segments = NDArray[np.float32] | NDArray[np.float64]
 DIGEST_BYTES = 16
 #: Rates closer than this are one rate: a float written and read through text differs by less.
 SFREQ_TOLERANCE = 1e-6
+#: Rates further apart than this are a mistake in the unit, not something to resample.
+MAX_RATE_RATIO = 1000.0
 
 
 class Reason(StrEnum):
@@ -222,7 +224,12 @@ def _parse_text(raw: object) -> NDArray[np.generic] | tuple[Reason, str]:
         return Reason.TRUNCATED_TRACE, f"the text holds '...': {_excerpt(text)}"
     if text.startswith("[") != text.endswith("]"):
         return Reason.TRUNCATED_TRACE, f"a bracket is not closed: {_excerpt(text)}"
-    words = text.strip("[]()").replace(",", " ").replace("null", "nan").split()
+    body = text.strip("[]() \t\r\n")
+    words = body.replace(",", " ").replace("null", "nan").split()
+    n_commas = body.count(",")
+    if n_commas and len(words) < n_commas + (not body.endswith(",")):
+        # Without the missing number, every later sample would stand one place too early.
+        return Reason.UNPARSABLE_TRACE, "a number is missing between two commas"
     try:
         return np.array(words, dtype=np.float64)
     except ValueError as error:
@@ -244,19 +251,22 @@ def _excerpt(text: str, length: int = 20) -> str:
 def resampling_ratio(sfreq: float, target: float) -> tuple[int, int]:
     """Return (up, down) of a polyphase resampler from `sfreq` to `target`.
 
-    The fraction is off by less than 1e-8, so that a trace of a million samples drifts by less
-    than a hundredth of a sample, and is short enough for the filter to be built at once.
+    Neither is above 10,000, so that the filter is built at once. Rates of few digits are met
+    exactly; at worst the fraction is off by 5e-5, a quarter of a sample after 5,000.
     """
-    ratio = Fraction(target / sfreq).limit_denominator(10_000)
-    return ratio.numerator, ratio.denominator
+    slow, fast = sorted((sfreq, target))
+    ratio = Fraction(slow / fast).limit_denominator(10_000)
+    up, down = ratio.numerator, ratio.denominator
+    return (up, down) if target <= sfreq else (down, up)
 
 
-def _resample(trace: NDArray[np.generic], sfreq: float, target: float) -> NDArray[np.float64]:
-    up, down = resampling_ratio(sfreq, target)
-    # Constant padding at the edge value: zeros would put a step at both ends of an offset trace.
-    resampled: NDArray[np.float64] = signal.resample_poly(
-        trace.astype(np.float64), up, down, padtype="line"
-    )
+def _resample(trace: NDArray[np.generic], up: int, down: int) -> NDArray[np.float64]:
+    values = trace.astype(np.float64)
+    # The filter passes a constant with a ripple of 1e-3, which on a trace far from zero would
+    # exceed the signal. Padding goes on as the trace does: zeros would put a step at both ends.
+    offset = values.mean()
+    resampled: NDArray[np.float64] = signal.resample_poly(values - offset, up, down, padtype="line")
+    resampled += offset
     return resampled
 
 
@@ -374,6 +384,8 @@ def _check_timing(
         return Reason.MISSING_TIMING, "onset is missing"
     if not options.resample and not _same_rate(sfreq, options.sfreq):
         return Reason.SFREQ_MISMATCH, f"{sfreq:g} Hz, the dataset is at {options.sfreq:g} Hz"
+    if not 1 / MAX_RATE_RATIO <= sfreq / options.sfreq <= MAX_RATE_RATIO:
+        return Reason.SFREQ_MISMATCH, f"{sfreq:g} Hz is too far from {options.sfreq:g} Hz"
     return None
 
 
@@ -386,22 +398,26 @@ def _cut(
 ) -> NDArray[np.generic] | tuple[Reason, str]:
     if len(trace) == 0:
         return Reason.EMPTY_TRACE, "the trace has no samples"
-    target = options.sfreq
     duration = len(trace) / sfreq
-    if not _same_rate(sfreq, target):
-        # The filter would smear a single NaN over its neighbours.
-        if not np.isfinite(trace).all():
-            return Reason.NON_FINITE, _describe_non_finite(trace)
-        trace = _resample(trace, sfreq, target)
-    start = round((onset + options.segment[0]) * target)
+    same_rate = _same_rate(sfreq, options.sfreq)
+    up, down = (1, 1) if same_rate else resampling_ratio(sfreq, options.sfreq)
+    start = round((onset + options.segment[0]) * options.sfreq)
     stop = start + options.n_samples
-    if start < 0 or stop > len(trace):
+    if start < 0 or stop > -(-len(trace) * up // down):
         return (
             Reason.TOO_SHORT,
             f"{duration:g} s hold {-onset:g} to {duration - onset:g} s around the onset; "
             f"needed are {options.segment[0]:g} to {options.segment[1]:g} s",
         )
-    return trace[start:stop]
+    if same_rate:
+        return trace[start:stop]
+    # The filter would smear a single NaN over its neighbours, and round off a railed stretch.
+    if not np.isfinite(trace).all():
+        return Reason.NON_FINITE, _describe_non_finite(trace)
+    recorded = trace[start * down // up : -(-stop * down // up)].astype(np.float64)
+    for _, problem in _sample_problems(recorded[None], options.max_railed_fraction):
+        return problem
+    return _resample(trace, up, down)[start:stop]
 
 
 def _sample_problems(

@@ -10,7 +10,7 @@ import scipy.fft
 from numpy.typing import NDArray
 from scipy.signal.windows import dpss
 
-Traces = NDArray[np.float32] | NDArray[np.float64]
+from beam_pipeline.power_estimator import Traces
 
 MORLET_WIDTH = 5.0
 """Half length of a Morlet wavelet in standard deviations of its Gaussian, as in MNE."""

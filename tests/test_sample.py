@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,21 @@ import pytest
 from scipy import signal, stats
 
 from beam_pipeline import sample
-from beam_pipeline.sample import SampleOptions, bayes_accuracy, write_sample
+from beam_pipeline.sample import SampleOptions, write_sample
+from beam_pipeline.sample_bad_rows import REASONS
+from beam_pipeline.sample_model import (
+    BAYES_N_TRIALS,
+    CONDITIONS,
+    bayes_accuracy,
+    latent_amplitudes,
+)
+from beam_pipeline.sample_sessions import (
+    STIMULUS_AMPLITUDES,
+    STIMULUS_FREQUENCIES,
+    draw_session,
+)
+from beam_pipeline.sample_tables import SAMPLES_PER_CHUNK, session_tables
+from beam_pipeline.sample_traces import GAMMA_BAND, GAMMA_WINDOW, ONSET, simulate
 from beam_pipeline.traces import Reason
 
 
@@ -48,11 +63,11 @@ def is_fmr1(folder):
 def gamma_log_power(traces, sfreq):
     """Log power of the gamma band after the onset, less the baseline's."""
     freqs, times, power = signal.spectrogram(traces, sfreq, "hann", nperseg=126, noverlap=116)
-    low, high = sample.GAMMA_BAND
+    low, high = GAMMA_BAND
     band = power[:, (freqs >= low) & (freqs <= high)].mean(axis=1)
-    start, stop = (edge + sample.ONSET for edge in sample.GAMMA_WINDOW)
+    start, stop = (edge + ONSET for edge in GAMMA_WINDOW)
     after = band[:, (times >= start) & (times <= stop)].mean(axis=1)
-    before = band[:, times < sample.ONSET - 0.1].mean(axis=1)
+    before = band[:, times < ONSET - 0.1].mean(axis=1)
     return np.log(after / before)
 
 
@@ -102,7 +117,7 @@ def test_bayes_accuracy_is_that_of_the_likelihood_ratio(n_trials, effect, dynami
     assert bayes_accuracy(n_trials, effect, dynamics) == pytest.approx(expected, abs=0.0035)
 
 
-@pytest.mark.parametrize("n_trials", sample.BAYES_N_TRIALS)
+@pytest.mark.parametrize("n_trials", BAYES_N_TRIALS)
 @pytest.mark.parametrize("effect", [0.0, 0.3, 1.0, 2.5])
 def test_bayes_accuracy_without_dynamics_is_that_of_a_shift(n_trials, effect):
     expected = stats.norm.cdf(effect * np.sqrt(n_trials) / 2)
@@ -132,10 +147,7 @@ def test_bayes_accuracy_is_written(dynamic):
 
 def test_latents_are_an_ar1_process_of_unit_variance():
     draws = np.array(
-        [
-            sample.latent_amplitudes(6, 1.5, 0.6, np.random.default_rng(seed))
-            for seed in range(20_000)
-        ]
+        [latent_amplitudes(6, 1.5, 0.6, np.random.default_rng(seed)) for seed in range(20_000)]
     )
 
     assert draws.mean(axis=0) == pytest.approx(np.full(6, 1.5), abs=0.03)
@@ -147,7 +159,7 @@ def test_dynamics_alone_leaves_every_trial_distributed_alike():
     by_class = {
         correlation: np.concatenate(
             [
-                sample.latent_amplitudes(400, 0.0, correlation, np.random.default_rng(seed))[::40]
+                latent_amplitudes(400, 0.0, correlation, np.random.default_rng(seed))[::40]
                 for seed in seeds
             ]
         )
@@ -219,9 +231,9 @@ def test_background_has_the_stated_exponent_and_line(dynamic, dynamic_traces):
 
 @pytest.mark.parametrize("sfreq", [250.0, 488.28125, 2000.0])
 def test_trough_comes_at_its_latency_at_any_rate(sfreq):
-    session = sample.draw_session(0, 12, 0)
+    session = draw_session(0, 12, 0)
     n_trials = 300
-    traces = sample.simulate(
+    traces = simulate(
         session,
         np.zeros(n_trials),
         np.full(n_trials, session.best_frequency),
@@ -239,10 +251,10 @@ def test_trough_comes_at_its_latency_at_any_rate(sfreq):
 
 
 def test_louder_tones_evoke_deeper_troughs():
-    session = sample.draw_session(0, 12, 0)
+    session = draw_session(0, 12, 0)
     depths = []
-    for level in sample.STIMULUS_AMPLITUDES:
-        traces = sample.simulate(
+    for level in STIMULUS_AMPLITUDES:
+        traces = simulate(
             session,
             np.zeros(200),
             np.full(200, session.best_frequency),
@@ -260,7 +272,7 @@ def test_the_stimulus_grid_is_covered_evenly_in_a_new_order(dynamic):
     table = read_table(dynamic)
     pairs = list(zip(table["frequency"].to_pylist(), table["amplitude"].to_pylist(), strict=True))
     rounds = [pairs[:24], pairs[24:48], pairs[200:224]]
-    grid = set(itertools.product(sample.STIMULUS_FREQUENCIES, sample.STIMULUS_AMPLITUDES))
+    grid = set(itertools.product(STIMULUS_FREQUENCIES, STIMULUS_AMPLITUDES))
 
     assert len(grid) == 24
     assert all(set(presented) == grid for presented in rounds)
@@ -273,9 +285,9 @@ def test_the_stimulus_grid_is_covered_evenly_in_a_new_order(dynamic):
 @pytest.mark.parametrize("n_sessions", [2, 3, 6, 9, 12, 13, 32])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_classes_belong_to_animals_and_are_balanced(n_sessions, seed):
-    sessions = [sample.draw_session(i, n_sessions, seed) for i in range(n_sessions)]
+    sessions = [draw_session(i, n_sessions, seed) for i in range(n_sessions)]
     condition = {s.subject: s.condition for s in sessions}
-    animals = {name: list(condition.values()).count(name) for name in sample.CONDITIONS}
+    animals = {name: list(condition.values()).count(name) for name in CONDITIONS}
 
     assert all(condition[s.subject] == s.condition for s in sessions)
     assert len({s.session for s in sessions}) == n_sessions
@@ -289,8 +301,8 @@ def test_a_session_does_not_depend_on_how_many_there_are():
     few, many = SampleOptions(sessions=12, trials=5), SampleOptions(sessions=40, trials=5)
 
     for index in (0, 7, 11):
-        session, latents, bad, chunks = sample.session_tables(few, index)
-        again, latents_again, bad_again, chunks_again = sample.session_tables(many, index)
+        session, latents, bad, chunks = session_tables(few, index)
+        again, latents_again, bad_again, chunks_again = session_tables(many, index)
         assert session == again
         assert bad == bad_again
         assert latents.equals(latents_again)
@@ -358,7 +370,7 @@ def test_long_sessions_are_written_in_pieces_that_bound_the_memory(dynamic):
     metadata = pq.read_metadata(dynamic / "traces.parquet")
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
-    assert max(rows) * 5000 <= sample.SAMPLES_PER_CHUNK
+    assert max(rows) * 5000 <= SAMPLES_PER_CHUNK
     assert sum(rows) == 2400
 
 
@@ -406,12 +418,12 @@ def test_bad_rows_are_what_they_claim_and_all_others_are_good(tmp_path, encoding
 
     assert found == expected
     assert len(expected) == 48
-    every = set(sample.REASONS) - (set() if encoding == "text" else {"truncated_trace"})
+    every = set(REASONS) - (set() if encoding == "text" else {"truncated_trace"})
     assert set(expected.values()) == every
 
 
 def test_reasons_are_those_of_the_reader():
-    assert set(sample.REASONS) <= set(Reason)
+    assert set(REASONS) <= set(Reason)
 
 
 def test_bad_rows_leave_latents_and_good_traces_alone(tmp_path):
@@ -467,6 +479,24 @@ def test_the_same_command_again_leaves_the_folder_alone(small, tmp_path, capsys)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == before
 
 
+def test_progress_counts_every_trial_once(tmp_path):
+    counts: list[int] = []
+    # Half of the rows are bad, duplicates among them; a session comes in more than one piece.
+    options = SampleOptions(sessions=2, trials=250, bad_fraction=0.5)
+    write_sample(options, tmp_path, progress=counts.append)
+
+    assert counts[0] == 0
+    assert len(counts) > 3
+    assert sum(counts) == 500 < read_truth(tmp_path)["rows"]
+
+
+def test_plain_lines_say_how_far_it_is_where_there_is_no_terminal(small, capsys):
+    assert command(*small) == 0
+    assert re.fullmatch(r"sample: 6 of 6, [\d,]+ trials/s\n", capsys.readouterr().err)
+    assert command(*small) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_other_arguments_need_overwrite_and_leave_no_stray_file(small, tmp_path, capsys):
     assert command(*small, "--files", 2) == 0
     before = folder_bytes(tmp_path / "out")
@@ -484,9 +514,9 @@ def test_other_arguments_need_overwrite_and_leave_no_stray_file(small, tmp_path,
 
 
 def test_an_interrupted_run_is_finished_by_the_same_command(small, tmp_path):
-    def interrupt(sessions):
-        yield sessions[0]
-        raise KeyboardInterrupt
+    def interrupt(n_trials):
+        if n_trials:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_sample(SampleOptions(sessions=2, trials=3), tmp_path / "out", progress=interrupt)

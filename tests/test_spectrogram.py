@@ -8,7 +8,8 @@ import pytest
 import scipy.signal
 from mne.time_frequency import tfr_array_morlet, tfr_array_multitaper
 
-from beam_pipeline.spectrogram import BASELINE_MODES, Spectrogram, SpectrogramOptions
+from beam_pipeline.spectrogram import Spectrogram, SpectrogramOptions
+from beam_pipeline.spectrogram_options import BASELINE_MODES
 
 SFREQ = 1000.0
 FLOOR = 1e-10
@@ -50,6 +51,13 @@ def scipy_spectrogram(x: np.ndarray, o: SpectrogramOptions) -> tuple[np.ndarray,
     return scipy.signal.spectrogram(x.astype(np.float64), o.sfreq, **kwargs)
 
 
+def without_baseline(x: np.ndarray, o: SpectrogramOptions) -> np.ndarray:
+    """Float64 traces less their mean in the baseline, with which the segment begins."""
+    x = x.astype(np.float64)
+    n_baseline = round((o.baseline[1] - o.baseline[0]) * o.sfreq)
+    return x - x[:, :n_baseline].mean(axis=1, keepdims=True)
+
+
 STFT_CHANGES: list[dict[str, Any]] = [
     {},
     {"nperseg": 125, "noverlap": 100},
@@ -66,46 +74,26 @@ STFT_CHANGES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", STFT_CHANGES, ids=str)
 @pytest.mark.parametrize("kind", ["white", "walk", "sine", "offset"])
-def test_stft_equals_scipy_in_float64(kind: str, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_stft_equals_scipy_in_float64(
+    dtype: type[np.floating], kind: str, changes: dict[str, Any]
+) -> None:
     o = options(**changes)
     spectrogram = Spectrogram(o)
-    x = traces(kind, spectrogram.n_samples)
-    # Without detrending, the mean of the baseline window is what the lab takes off.
-    n_baseline = round((o.baseline[1] - o.baseline[0]) * o.sfreq)
-    expected_x = x - x[:, :n_baseline].mean(axis=1, keepdims=True)
+    x = traces(kind, spectrogram.n_samples).astype(dtype)
+    # SciPy's own detrending stands for the baseline, or the test takes it off itself.
+    expected_x = without_baseline(x, o) if o.detrend == "none" else x
     freqs, times, power = scipy_spectrogram(expected_x, o)
 
-    values, _ = spectrogram(spectrogram.prepare(x, dtype="float64"))
+    values, baseline = spectrogram(x)
 
     np.testing.assert_allclose(spectrogram.freqs, freqs, rtol=1e-12)
     np.testing.assert_allclose(spectrogram.times, times + spectrogram.segment[0], atol=1e-9)
     np.testing.assert_allclose(values, np.log10(power + FLOOR), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["white", "walk", "sine", "offset"])
-def test_float32_traces_equal_scipy_on_the_same_samples(kind: str) -> None:
-    o = options()
-    spectrogram = Spectrogram(o)
-    prepared = spectrogram.prepare(traces(kind))
-    assert prepared.dtype == np.float32
-    _, _, power = scipy_spectrogram(prepared, o)
-    values, _ = spectrogram(prepared)
-    np.testing.assert_allclose(values, np.log10(power + FLOOR), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["white", "walk", "sine", "offset"])
-def test_float32_storage_costs_no_more_than_rounding_the_samples(kind: str) -> None:
-    o = options(scaling="spectrum", detrend="none")
-    spectrogram = Spectrogram(o)
-    x = traces(kind)
-    centred = x - x[:, :2000].mean(axis=1, keepdims=True)
-    _, _, power = scipy_spectrogram(centred, o)
-    values, _ = spectrogram(spectrogram.prepare(x))
-    amplitude = np.sqrt(np.maximum(10.0 ** values.astype(np.float64) - FLOOR, 0.0))
-    # A sample is off by at most 2**-24 of its size; with "spectrum" scaling the window's
-    # weights sum to 1, times sqrt(2) for the one side. The rest is float32 log10.
-    bound = np.sqrt(2.0) * 2.0**-24 * np.abs(centred).max() + 1e-5 * np.sqrt(power) + 1e-7
-    assert np.all(np.abs(amplitude - np.sqrt(power)) <= bound)
+    # A frame lies in the baseline if its centre does, edges included.
+    in_baseline = times <= o.baseline[1] - o.baseline[0] + 1e-9
+    expected = np.log10(power[..., in_baseline].mean(axis=-1) + FLOOR)
+    np.testing.assert_allclose(baseline, expected, rtol=0, atol=1e-4)
 
 
 def test_geometry_of_the_defaults() -> None:
@@ -116,7 +104,7 @@ def test_geometry_of_the_defaults() -> None:
     assert spectrogram.times.shape == (488,)
     assert spectrogram.freqs.dtype == spectrogram.times.dtype == np.float64
     np.testing.assert_allclose(spectrogram.times[[0, 1]], [-1.937, -1.927])
-    values, baseline = spectrogram(spectrogram.prepare(np.zeros((2, 5000), dtype=np.int16)))
+    values, baseline = spectrogram(np.zeros((2, 5000), dtype=np.float32))
     assert values.shape == (2, 64, 488)
     assert baseline.shape == (2, 64)
     assert values.dtype == baseline.dtype == np.float32
@@ -132,7 +120,7 @@ def test_odd_sampling_rate() -> None:
     assert spectrogram.n_samples == 4097
     x = traces("walk", 4097)
     freqs, times, power = scipy_spectrogram(x, o)
-    values, _ = spectrogram(spectrogram.prepare(x, dtype="float64"))
+    values, _ = spectrogram(x)
     np.testing.assert_allclose(spectrogram.freqs, freqs, rtol=1e-12)
     np.testing.assert_allclose(spectrogram.times, times, atol=1e-9)
     np.testing.assert_allclose(values, np.log10(power + FLOOR), rtol=0, atol=1e-4)
@@ -146,8 +134,8 @@ def test_baseline_outside_the_window(method: str) -> None:
     assert spectrogram.n_samples == 1100
     whole = Spectrogram(wavelets(**{**vars(o), "tmin": -0.5}))
     x = traces("white", 1100)
-    values, baseline = spectrogram(spectrogram.prepare(x))
-    all_values, all_baseline = whole(whole.prepare(x))
+    values, baseline = spectrogram(x)
+    all_values, all_baseline = whole(x)
     kept = (whole.times >= 0.1) & (whole.times < 0.6)
     assert 0 < kept.sum() < whole.times.size
     # The frame on tmin itself belongs to the window.
@@ -162,34 +150,13 @@ def test_end_of_the_window_is_excluded() -> None:
     np.testing.assert_allclose(spectrogram.times, np.arange(-5, 3) / 10)
 
 
-def test_prepare_subtracts_the_mean_of_the_baseline_window() -> None:
-    x = traces("offset")
-    expected = (x - x[:, 500:1500].mean(axis=1, keepdims=True)).astype(np.float32)
-    np.testing.assert_array_equal(Spectrogram(options(baseline=(-1.5, -0.5))).prepare(x), expected)
-
-
-@pytest.mark.parametrize("detrend", ["constant", "linear"])
-def test_prepare_keeps_digits_where_frames_are_detrended(detrend: str) -> None:
-    x = traces("offset")
-    prepared = Spectrogram(options(baseline_mode="ratio", detrend=detrend)).prepare(x)
-    expected = x - x.mean(axis=1, keepdims=True)
-    np.testing.assert_allclose(prepared, expected, rtol=2.0**-23, atol=1e-9)
-
-
-@pytest.mark.parametrize("o", [options(detrend="none", baseline_mode="mean"), None])
-def test_prepare_leaves_values_alone_otherwise(o: SpectrogramOptions | None) -> None:
-    spectrogram = Spectrogram(o or wavelets(baseline_mode="mean"))
-    x = traces("walk", spectrogram.n_samples)
-    np.testing.assert_array_equal(spectrogram.prepare(x), x.astype(np.float32))
-
-
 def test_frequency_range_keeps_the_bins_inside() -> None:
     x = traces("walk")
     whole = Spectrogram(options())
     part = Spectrogram(options(fmin=whole.freqs[3], fmax=100.0))
     np.testing.assert_array_equal(part.freqs, whole.freqs[3:13])
-    values, baseline = part(part.prepare(x))
-    all_values, all_baseline = whole(whole.prepare(x))
+    values, baseline = part(x)
+    all_values, all_baseline = whole(x)
     np.testing.assert_array_equal(values, all_values[:, 3:13])
     np.testing.assert_array_equal(baseline, all_baseline[:, 3:13])
 
@@ -219,7 +186,7 @@ def test_bands_average_the_power_of_their_bins(band: dict[str, Any], nperseg: in
     # A bin on an edge belongs to the band above, and the one on fmax to the last.
     edges -= 1e-6
     edges[-1] += 2e-6
-    values, _ = spectrogram(spectrogram.prepare(x, dtype="float64"))
+    values, _ = spectrogram(x)
     assert values.shape[1] == band["n_freqs"]
     for i, (low, high) in enumerate(itertools.pairwise(edges)):
         inside = (freqs >= low) & (freqs < high)
@@ -228,17 +195,21 @@ def test_bands_average_the_power_of_their_bins(band: dict[str, Any], nperseg: in
         np.testing.assert_allclose(values[:, i], expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["walk", "offset"])
 @pytest.mark.parametrize("n_cycles", [3.0, 7.0])
 @pytest.mark.parametrize("decim", [1, 3, 10])
 @pytest.mark.parametrize("freq_scale", ["linear", "log"])
-def test_morlet_equals_mne(n_cycles: float, decim: int, freq_scale: str) -> None:
+def test_morlet_equals_mne(
+    freq_scale: str, decim: int, n_cycles: float, kind: str, dtype: type[np.floating]
+) -> None:
     o = wavelets(n_cycles=n_cycles, decim=decim, freq_scale=freq_scale, log_floor=1e-30)
     spectrogram = Spectrogram(o)
-    prepared = spectrogram.prepare(traces("walk", 1200))
+    x = traces(kind, 1200).astype(dtype)
     spacing = np.geomspace if freq_scale == "log" else np.linspace
     freqs = spacing(12.0, 90.0, 7)
     expected = tfr_array_morlet(
-        prepared[:, None].astype(np.float64),
+        without_baseline(x, o)[:, None],
         SFREQ,
         freqs,
         n_cycles=n_cycles,
@@ -247,7 +218,7 @@ def test_morlet_equals_mne(n_cycles: float, decim: int, freq_scale: str) -> None
         output="power",
         verbose="error",
     )[:, 0]
-    values, _ = spectrogram(prepared)
+    values, _ = spectrogram(x)
     np.testing.assert_allclose(spectrogram.freqs, freqs)
     np.testing.assert_allclose(spectrogram.times, -0.5 + np.arange(0, 1200, decim) / SFREQ)
     np.testing.assert_allclose(10.0 ** values.astype(np.float64), expected, rtol=1e-5)
@@ -256,7 +227,10 @@ def test_morlet_equals_mne(n_cycles: float, decim: int, freq_scale: str) -> None
 @pytest.mark.parametrize("n_cycles", [4.0, 7.0])
 @pytest.mark.parametrize("time_bandwidth", [2.0, 3.0, 4.0, 5.5])
 @pytest.mark.parametrize("decim", [1, 7])
-def test_multitaper_equals_mne(n_cycles: float, time_bandwidth: float, decim: int) -> None:
+@pytest.mark.parametrize(("kind", "dtype"), [("walk", np.float32), ("offset", np.float64)])
+def test_multitaper_equals_mne(
+    kind: str, dtype: type[np.floating], decim: int, time_bandwidth: float, n_cycles: float
+) -> None:
     o = wavelets(
         method="multitaper",
         n_cycles=n_cycles,
@@ -265,9 +239,9 @@ def test_multitaper_equals_mne(n_cycles: float, time_bandwidth: float, decim: in
         log_floor=1e-30,
     )
     spectrogram = Spectrogram(o)
-    prepared = spectrogram.prepare(traces("walk", 1200))
+    x = traces(kind, 1200).astype(dtype)
     expected = tfr_array_multitaper(
-        prepared[:, None].astype(np.float64),
+        without_baseline(x, o)[:, None],
         SFREQ,
         np.linspace(12.0, 90.0, 7),
         n_cycles=n_cycles,
@@ -277,7 +251,7 @@ def test_multitaper_equals_mne(n_cycles: float, time_bandwidth: float, decim: in
         output="power",
         verbose="error",
     )[:, 0]
-    values, _ = spectrogram(prepared)
+    values, _ = spectrogram(x)
     np.testing.assert_allclose(10.0 ** values.astype(np.float64), expected, rtol=1e-5)
 
 
@@ -294,17 +268,17 @@ def test_baseline_modes_equal_mne(mode: str, o: SpectrogramOptions) -> None:
     # With a frame on every sample, frames lie on both edges of the baseline.
     changed = SpectrogramOptions(**{**vars(o), "baseline_mode": mode})
     spectrogram = Spectrogram(changed)
-    prepared = spectrogram.prepare(traces("walk", 1200), dtype="float64")
+    x = traces("walk", 1200)
     if o.method == "stft":
-        _, _, power = scipy_spectrogram(prepared, o)
+        _, _, power = scipy_spectrogram(x, o)
     else:
         power = tfr_array_morlet(
-            prepared[:, None], SFREQ, spectrogram.freqs, zero_mean=True, output="power"
+            x[:, None], SFREQ, spectrogram.freqs, zero_mean=True, output="power"
         )[:, 0]
     times = spectrogram.times
     assert {-0.1} <= set(times.tolist())
     expected = mne.baseline.rescale(power, times, o.baseline, mode, copy=True, verbose="error")
-    values, baseline = spectrogram(prepared)
+    values, baseline = spectrogram(x)
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     inside = (times >= o.baseline[0]) & (times <= o.baseline[1])
     expected_baseline = np.log10(power[..., inside].mean(axis=-1) + FLOOR)
@@ -316,43 +290,49 @@ def test_baseline_modes_equal_mne(mode: str, o: SpectrogramOptions) -> None:
     [
         options(),
         options(nperseg=125, noverlap=121, detrend="linear", n_freqs=9),
+        options(detrend="none"),
         options(baseline_mode="zscore", tmin=-0.5),
         wavelets(),
         wavelets(method="multitaper", baseline_mode="logratio"),
     ],
-    ids=["stft", "bands", "zscore", "morlet", "multitaper"],
+    ids=["stft", "bands", "trace", "zscore", "morlet", "multitaper"],
 )
 def test_results_have_the_same_bits_in_any_batch(o: SpectrogramOptions) -> None:
     spectrogram = Spectrogram(o)
     x = traces("walk", spectrogram.n_samples, n=11)
-    prepared = spectrogram.prepare(x)
-    values, baseline = spectrogram(prepared)
+    values, baseline = spectrogram(x)
     for size in (1, 2, 3, 5, 8):
         for start in range(0, 11, size):
             rows = slice(start, start + size)
-            part = spectrogram.prepare(x[rows])
-            assert part.tobytes() == prepared[rows].tobytes()
-            part_values, part_baseline = spectrogram(part)
+            part_values, part_baseline = spectrogram(x[rows])
             assert part_values.tobytes() == values[rows].tobytes()
             assert part_baseline.tobytes() == baseline[rows].tobytes()
 
 
-def test_results_do_not_depend_on_memory_layout() -> None:
-    spectrogram = Spectrogram(options())
-    x = traces("walk", 5000, n=4)
-    prepared = spectrogram.prepare(x)
-    assert spectrogram.prepare(np.asfortranarray(x)).tobytes() == prepared.tobytes()
-    values, _ = spectrogram(np.asfortranarray(prepared))
-    assert values.tobytes() == spectrogram(prepared)[0].tobytes()
+@pytest.mark.parametrize("o", [options(), options(detrend="none"), wavelets()], ids=str)
+def test_results_do_not_depend_on_memory_layout(o: SpectrogramOptions) -> None:
+    spectrogram = Spectrogram(o)
+    x = traces("walk", spectrogram.n_samples, n=4)
+    values, baseline = spectrogram(x)
+    other_values, other_baseline = spectrogram(np.asfortranarray(x))
+    assert other_values.tobytes() == values.tobytes()
+    assert other_baseline.tobytes() == baseline.tobytes()
+
+
+def test_input_is_left_as_it_is() -> None:
+    x = traces("offset", 5000)
+    before = x.copy()
+    Spectrogram(options(detrend="none"))(x)
+    np.testing.assert_array_equal(x, before)
 
 
 def test_pickled_copy_gives_the_same_bits() -> None:
     spectrogram = Spectrogram(wavelets(method="multitaper"))
     data = pickle.dumps(spectrogram)
     assert len(data) < 2000
-    prepared = spectrogram.prepare(traces("walk", 1200))
+    x = traces("walk", 1200)
     copy = pickle.loads(data)  # noqa: S301 - our own bytes
-    assert copy(prepared)[0].tobytes() == spectrogram(prepared)[0].tobytes()
+    assert copy(x)[0].tobytes() == spectrogram(x)[0].tobytes()
 
 
 @pytest.mark.parametrize("o", [options(), wavelets(baseline_mode="zlogratio")], ids=str)
@@ -361,11 +341,11 @@ def test_bad_trial_is_not_finite_and_leaves_others_alone(o: SpectrogramOptions) 
     x = traces("white", spectrogram.n_samples, n=4)
     x[1, 700] = np.nan
     x[2, 700] = 1e200
-    values, baseline = spectrogram(spectrogram.prepare(x))
+    values, baseline = spectrogram(x)
     assert not np.isfinite(values[1]).all()
     assert not np.isfinite(values[2]).all()
     good = [0, 3]
-    alone, alone_baseline = spectrogram(spectrogram.prepare(x[good]))
+    alone, alone_baseline = spectrogram(x[good])
     assert np.isfinite(alone).all()
     np.testing.assert_array_equal(values[good], alone)
     np.testing.assert_array_equal(baseline[good], alone_baseline)
@@ -373,14 +353,14 @@ def test_bad_trial_is_not_finite_and_leaves_others_alone(o: SpectrogramOptions) 
 
 def test_flat_trial_has_no_ratio_to_its_baseline() -> None:
     spectrogram = Spectrogram(options(baseline_mode="ratio"))
-    values, baseline = spectrogram(spectrogram.prepare(np.zeros((1, 5000))))
+    values, baseline = spectrogram(np.zeros((1, 5000)))
     assert np.isnan(values).all()
     np.testing.assert_allclose(baseline, -10.0, atol=1e-5)
 
 
 def test_no_trials() -> None:
     spectrogram = Spectrogram(options())
-    values, baseline = spectrogram(spectrogram.prepare(np.empty((0, 5000))))
+    values, baseline = spectrogram(np.empty((0, 5000)))
     assert values.shape == (0, 64, 488)
     assert baseline.shape == (0, 64)
 
@@ -388,8 +368,6 @@ def test_no_trials() -> None:
 @pytest.mark.parametrize("shape", [(5000,), (2, 4999), (1, 2, 5000)])
 def test_wrong_shape(shape: tuple[int, ...]) -> None:
     spectrogram = Spectrogram(options())
-    with pytest.raises(ValueError, match=r"shape \(n_trials, 5000\)"):
-        spectrogram.prepare(np.zeros(shape))
     with pytest.raises(ValueError, match=r"shape \(n_trials, 5000\)"):
         spectrogram(np.zeros(shape, dtype=np.float32))
 

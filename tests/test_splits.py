@@ -9,23 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beam_pipeline.split_search import ABSOLUTE_SLACK, RELATIVE_SLACK
 from beam_pipeline.splits import (
-    ABSOLUTE_SLACK,
-    RELATIVE_SLACK,
     SPLITS,
     SessionCount,
     SplitError,
-    apply_splits_file,
     assign_splits,
     check_splits,
-    parse_splits,
-    read_splits_file,
     required_splits,
 )
+from beam_pipeline.splits_file import apply_splits_file, parse_splits, read_splits_file
 
 RATIOS = (0.7, 0.15, 0.15)
 
@@ -395,6 +394,8 @@ def test_check_splits_needs_a_known_split_for_each_session(split: str | None) ->
 # ---- splits files --------------------------------------------------------------------------------
 
 FORMS = {
+    "csv with repeated rows": "session,split\n7,train\n8,val\n7,train\n9,test\n8,val\n",
+    "csv with both ids": "session,subject,split\n7,m1,train\n8,m2,val\n9,,test\n",
     "csv": "session,split\n7,train\n8,val\n9,test\n",
     "csv with spaces, blank lines and more columns": (
         "note, split , session\n\nx, train,7\n,val, 8\n\n,test,9\n"
@@ -439,9 +440,9 @@ def test_files_by_subject(text: str) -> None:
         ("[]", "lists nothing"),
         ("{}", "lists no session"),
         ('{"by": "subject", "train": []}', "lists no subject"),
-        ("session,part\na,train\n", "line 1: needs 'split' and one of .* has 'session', 'part'"),
-        ("animal,split\na,train\n", "line 1: needs 'split' and one of"),
-        ("session,subject,split\na,m,train\n", "line 1: needs 'split' and one of"),
+        ("session,part\na,train\n", "line 1: needs 'split' and 'session' .* has 'session', 'part'"),
+        ("animal,split\na,train\n", "line 1: needs 'split' and 'session'"),
+        ("subject,session,split\nm,a,train\nm,,val\n", "line 3: the session is empty"),
         ("session,split,split\na,train,val\n", "line 1: a column stands twice"),
         ("session,split\na,train\nb,dev\n", "line 3: split 'dev' of session 'b' is not train"),
         ("session,split\na,Train\n", "line 2: split 'Train'"),
@@ -449,7 +450,6 @@ def test_files_by_subject(text: str) -> None:
         ("session,split\na\n", "line 2: 1 values for the 2 columns"),
         ("session,split\na,train,x\n", "line 2: 3 values for the 2 columns"),
         ('session,split\n"a,train\n', "line 2: not CSV"),
-        ("session,split\na,train\nb,val\na,train\n", r"line 4: .*'a' .*listed again.*line 2"),
         ("session,split\na,train\nb,val\na,test\n", r"line 4: .*'a' .*two splits.*line 2"),
         ("[{", "line 1: not JSON"),
         ('{"train": ["a"],\n "val": ["b"', "line 2: not JSON"),
@@ -517,6 +517,20 @@ def test_apply_names_unknown_and_uncovered_ids() -> None:
     del assignment["s04"]
     with pytest.raises(SplitError, match=r"no split to 1 session.*'s04'"):
         apply_splits_file(sessions, parse_splits(as_json(assignment), "f"))
+
+
+def test_apply_an_exported_sessions_table(tmp_path: Path) -> None:
+    sessions = both_classes(5)
+    assignment = assign_splits(sessions)
+    columns = [[getattr(s, name) for s in sessions] for name in ("session", "subject", "n_trials")]
+    names = ["session", "subject", "trials", "split"]
+    table = pa.table([*columns, [assignment[s.session] for s in sessions]], names=names)
+    pacsv.write_csv(table, tmp_path / "sessions.csv")
+
+    found = read_splits_file(tmp_path / "sessions.csv")
+
+    assert (found.by, found.split_of) == ("session", assignment)
+    assert apply_splits_file(sessions, found) == assignment
 
 
 def test_apply_by_subject_needs_subjects() -> None:

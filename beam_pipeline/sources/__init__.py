@@ -32,7 +32,7 @@ class TraceSource(Protocol):
     snapshot_time: str | None
 
     def splits(self, desired: int) -> Sequence[Any]:
-        """Return at least `desired` pieces of similar size where the table allows it."""
+        """Return about `desired` pieces of similar size where the table allows it."""
 
     def read(self, split: Any, batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a piece as batches of the contract's columns."""

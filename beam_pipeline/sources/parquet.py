@@ -136,11 +136,12 @@ def _find(uri: str) -> list[str]:
         found = sorted(
             str(file)
             for file in path.rglob("*.parquet")
-            if not any(part[0] in "._" for part in file.relative_to(path).parts)
+            # Other engines write hidden and underscore files beside the data, and tables as folders
+            # that are called *.parquet themselves.
+            if file.is_file() and not any(part[0] in "._" for part in file.relative_to(path).parts)
         )
-        # Hidden and underscore files are what other engines write beside the data.
         missing = f"{uri}: the folder has no *.parquet file"
-    elif glob.has_magic(uri):
+    elif glob.has_magic(uri) and not path.is_file():
         found = sorted(
             name
             for name in glob.glob(uri, recursive=True)  # noqa: PTH207 (takes absolute patterns)

@@ -1,0 +1,213 @@
+"""``audit``: look at a trace table before anything is made of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+
+from beam_pipeline import console
+from beam_pipeline.audit_summary import TableAudit, summarize
+from beam_pipeline.audit_tally import AuditTally, Timing
+from beam_pipeline.audit_timing_warnings import timing_warnings
+from beam_pipeline.audit_warnings import AuditWarning, Severity, table_warnings
+from beam_pipeline.manifest import write_atomically
+from beam_pipeline.options import add_source_arguments
+from beam_pipeline.sources import TraceSource
+from beam_pipeline.sources.parquet import ParquetSource
+
+FORMAT_VERSION = 1
+PAGE = "index.html"
+NUMBERS = "audit.json"
+BATCH_ROWS = 64
+_COLORS = {Severity.PROBLEM: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+
+
+def tally_table(source: TraceSource, sfreq: float | None, onset: float | None) -> AuditTally:
+    """Read a whole table once and return what an audit needs of it.
+
+    Memory grows with the number of sessions and trials, not with the samples.
+
+    Parameters
+    ----------
+    source : TraceSource
+    sfreq, onset : float or None
+        Hz and seconds, for rows that state none.
+    """
+    tally = AuditTally(sfreq, onset)
+    with console.watch({"read": "Reading traces"}, source.n_rows, lambda: {"read": tally.rows}):
+        for piece in source.splits(1):
+            for batch in source.read(piece, BATCH_ROWS):
+                tally.add(batch)
+    return tally
+
+
+def audit_warnings(audit: TableAudit, source: TraceSource) -> list[AuditWarning]:
+    """Return all warnings, the worst first."""
+    found = [*timing_warnings(audit, "sfreq" in source.columns), *table_warnings(audit)]
+    order = list(Severity)
+    return sorted(found, key=lambda warning: order.index(warning.severity))
+
+
+def audit_table(
+    source: TraceSource, sfreq: float | None = None, onset: float | None = None
+) -> tuple[TableAudit, list[AuditWarning]]:
+    """Read a table once; return its numbers and what they mean, the worst first."""
+    audit = summarize(tally_table(source, sfreq, onset))
+    return audit, audit_warnings(audit, source)
+
+
+def audit_data(
+    audit: TableAudit, warnings: Sequence[AuditWarning], source: TraceSource
+) -> dict[str, Any]:
+    """Return the contents of ``audit.json``."""
+    sessions = [asdict(session) | {"gaps": list(session.gaps)} for session in audit.sessions]
+    for session in sessions:
+        levels = session.pop("amplitude")
+        session["amplitude"] = (
+            None if levels is None else dict(zip(("p5", "median", "p95"), levels, strict=True))
+        )
+    timing = audit.timing
+    return {
+        "format_version": FORMAT_VERSION,
+        "source": {"kind": source.kind, "uri": source.uri, "columns": list(source.columns)},
+        "rows": audit.rows,
+        "accepted": audit.accepted,
+        "warnings": [asdict(warning) for warning in warnings],
+        "rejects": audit.rejects,
+        "conditions": [
+            {
+                "condition": condition.condition,
+                "sessions": condition.sessions,
+                "subjects": condition.subjects,
+                "rows": condition.rows,
+                "accepted": condition.accepted,
+                "mean_evoked": _rounded(condition.evoked),
+                "mean_spectrum": _rounded(condition.spectrum),
+            }
+            for condition in audit.conditions
+        ],
+        "timing": None if timing is None else _timing_data(timing, audit.n_averaged),
+        "trace_timings": [
+            timing._asdict() | {"rows": count} for timing, count in audit.timings.items()
+        ],
+        "stimuli": [
+            stimulus._asdict() | {"rows": count} for stimulus, count in audit.stimuli.items()
+        ],
+        "line_noise": asdict(audit.line),
+        "sharp_peaks": [asdict(peak) for peak in audit.peaks[:20]],
+        "evoked_peak": _evoked_data(audit),
+        "gain": [asdict(gain) for gain in audit.gain],
+        "sessions": sessions,
+    }
+
+
+def _timing_data(timing: Timing, n_averaged: int) -> dict[str, Any]:
+    rate = timing.sfreq
+    return timing._asdict() | {
+        "onset_sample": timing.onset_sample,
+        "n_averaged": n_averaged,
+        "evoked_unit": "session amplitude",
+        "spectrum_unit": "unit^2/Hz" if rate is not None else "unit^2 per cycle a sample",
+        "spectrum_step": (1.0 if rate is None else rate) / timing.n_samples,
+    }
+
+
+def _evoked_data(audit: TableAudit) -> dict[str, Any] | None:
+    if audit.evoked is None or audit.timing is None:
+        return None
+    onset, rate = audit.timing.onset_sample, audit.timing.sfreq
+    after = None if onset is None else audit.evoked.sample - onset
+    return asdict(audit.evoked) | {
+        "is_clear": audit.evoked.is_clear,
+        "samples_after_onset": after,
+        "latency": None if after is None or rate is None else after / rate,
+    }
+
+
+def _rounded(values: NDArray[np.float64]) -> list[float]:
+    return [float(f"{value:.7g}") for value in values.tolist()]
+
+
+def to_json(data: dict[str, Any]) -> str:
+    """Write JSON with one line for each entry, so that long arrays stay out of the way."""
+    lines = (
+        f" {json.dumps(key)}: {json.dumps(_finite(value), allow_nan=False)}"
+        for key, value in data.items()
+    )
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _finite(value: Any) -> Any:
+    """Replace what JSON cannot hold: a rate or onset column may say infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help=f"folder for {PAGE} (one self-contained page) and {NUMBERS} (the same numbers)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        Arguments of `add_arguments`.
+
+    Returns
+    -------
+    int
+        Exit status: 0 done, 2 wrong usage. What is wrong with the table is no failure.
+
+    Raises
+    ------
+    SourceError
+        If the table cannot be read.
+    """
+    # Matplotlib takes a second to load, which other commands need not wait for.
+    from beam_pipeline.audit_page import audit_page
+
+    if args.sfreq is not None and not 0 < args.sfreq < np.inf:
+        print(f"audit: --sfreq {args.sfreq:g} must be above 0 Hz", file=sys.stderr)
+        return 2
+    source = ParquetSource(args.input, args.columns)
+    args.output.mkdir(parents=True, exist_ok=True)
+    audit, warnings = audit_table(source, args.sfreq, args.onset)
+    write_atomically(args.output / NUMBERS, to_json(audit_data(audit, warnings, source)))
+    write_atomically(args.output / PAGE, audit_page(audit, warnings, source.uri))
+    _print_warnings(warnings)
+    print(f"{audit.rows:,} rows, {len(audit.sessions):,} sessions: see {args.output / PAGE}")
+    return 0
+
+
+def _print_warnings(warnings: Sequence[AuditWarning]) -> None:
+    # A pipe has no width: without one, rich would wrap at 80 columns.
+    terminal = Console() if sys.stdout.isatty() else Console(width=120)
+    for warning in warnings:
+        style = _COLORS[warning.severity]
+        title = f"[{style}]{warning.severity}[/]  [bold]{escape(warning.title)}[/]"
+        terminal.print(title, highlight=False)
+        terminal.print(f"  {escape(warning.text)}", highlight=False)
+        terminal.print(f"  -> {escape(warning.advice)}", highlight=False)

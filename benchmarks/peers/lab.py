@@ -1,0 +1,72 @@
+"""The lab's present way: pandas, SciPy row by row, two passes, nested lists in Parquet.
+
+Everything is held in memory, about 2 GB for 1,000 trials, so it is run on a sample of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.signal
+from job import SFREQ, Trial, main, plan, write_stats
+from numpy.typing import ArrayLike, NDArray
+
+from beam_pipeline.splits import SPLITS
+
+BASELINE_SAMPLES = 2000
+
+
+def log_spectrogram(trace: ArrayLike) -> NDArray[np.float64]:
+    """Return the lab's 64 x 488 log-power spectrogram of one trace."""
+    # BigQuery's only float type is float64.
+    trace = np.asarray(trace, np.float64)
+    trace = trace - np.mean(trace[:BASELINE_SAMPLES])
+    _, _, power = scipy.signal.spectrogram(
+        trace,
+        fs=SFREQ,
+        window=scipy.signal.windows.hann(126),
+        nperseg=126,
+        noverlap=116,
+        scaling="density",
+    )
+    return np.asarray(np.log10(power + 1e-10))
+
+
+def process(table: Path, output: Path) -> None:
+    """Do the whole job but for the mixing: one file a split, in the order of the table."""
+    split_of = plan(table).split_of
+    frame = pd.read_parquet(table)
+    split = frame["session"].map(split_of)
+
+    total = squares = count = 0.0
+    for trace in frame["trace"][split == "train"]:
+        values = log_spectrogram(trace)
+        total += values.sum()
+        squares += (values**2).sum()
+        count += values.size
+    mean = total / count
+    std = np.sqrt(squares / count - mean**2)
+
+    for name in SPLITS:
+        part = frame[split == name].drop(columns="trace")
+        part["spectrogram"] = [
+            ((log_spectrogram(trace) - mean) / std).tolist()
+            for trace in frame["trace"][split == name]
+        ]
+        part.to_parquet(output / f"{name}.parquet")
+    write_stats(output, mean, float(std))
+
+
+def read(output: Path) -> Iterator[Trial]:
+    """Yield the trials of an output folder."""
+    for split in SPLITS:
+        path = output / f"{split}.parquet"
+        for row in pd.read_parquet(path).itertuples():
+            yield split, path.name, row.session, row.trial_num, np.stack(row.spectrogram)
+
+
+if __name__ == "__main__":
+    main(process, read)
