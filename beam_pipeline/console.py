@@ -124,7 +124,8 @@ def print_table(
     title: str, header: Sequence[str], rows: Sequence[Sequence[object]], notes: str = ""
 ) -> None:
     """Print a table to standard output; numbers are aligned to the right."""
-    table = Table(title=title, title_justify="left", caption=notes or None, caption_justify="left")
+    # Title and notes stand outside the table: rich would wrap them to its width.
+    table = Table()
     for index, name in enumerate(header):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         table.add_column(name, justify="right" if numeric else "left")
@@ -132,7 +133,10 @@ def print_table(
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
     # A pipe has no width: without a floor, rich would wrap numbers at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=120)
+    print(title)
     console.print(table)
+    if notes:
+        print(notes)
 
 
 def format_bytes(n: float) -> str:

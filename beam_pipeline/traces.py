@@ -423,14 +423,14 @@ def _cut(
 def _sample_problems(
     segments: Segments, max_railed_fraction: float
 ) -> Iterator[tuple[int, tuple[Reason, str]]]:
-    finite = np.isfinite(segments).all(axis=1)
+    n_bad = np.count_nonzero(~np.isfinite(segments), axis=1)
     low, high = segments.min(axis=1), segments.max(axis=1)
     n_low = np.count_nonzero(segments == low[:, None], axis=1)
     n_high = np.count_nonzero(segments == high[:, None], axis=1)
     railed = np.maximum(n_low, n_high) / segments.shape[1]
-    suspects = ~finite | (low == high) | (railed > max_railed_fraction)
+    suspects = (n_bad > 0) | (low == high) | (railed > max_railed_fraction)
     for row in np.flatnonzero(suspects):
-        if not finite[row]:
+        if n_bad[row]:
             problem = Reason.NON_FINITE, _describe_non_finite(segments[row])
         elif low[row] == high[row]:
             problem = Reason.FLAT, f"every sample is {low[row]:g}"

@@ -384,7 +384,7 @@ def test_a_gain_difference_is_said_in_words(tmp_path, factor, severity):
 
     warning = kinds(data)["gain"]
     assert warning["severity"] == severity
-    ratio = int(re.search(r"differ ([\d,]+)-fold", warning["title"])[1])
+    (ratio,) = map(float, re.findall(r"differ (\d+)-fold", warning["title"]))
     assert ratio == pytest.approx(factor, rel=0.05)
     assert "s03, the largest" in warning["text"]
 
@@ -422,7 +422,7 @@ def mixed_conditions(rows):
 
 
 def repeats_as_trials(rows):
-    count = {}
+    count: dict[tuple, int] = {}
     numbered = []
     for row in rows:
         cell = row["session"], row["frequency"], row["amplitude"]

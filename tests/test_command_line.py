@@ -28,9 +28,7 @@ def exit_status(arguments: list[str]) -> int:
 
 
 @pytest.mark.parametrize("command", ["preprocess", "plan", "audit", "verify", "sample"])
-def test_every_command_explains_itself(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status([command, "--help"]) == 0
     assert "usage: python -m beam_pipeline" in capsys.readouterr().out
 

@@ -72,10 +72,11 @@ def read_trials(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 def scipy_log_power(traces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The lab's spectrogram by SciPy, float64: log power and log10 mean baseline power."""
-    freqs, times, power = scipy.signal.spectrogram(
+    window: Any = scipy.signal.windows.hann(96, sym=True)
+    _, times, power = scipy.signal.spectrogram(
         traces,
         tables.SFREQ,
-        window=scipy.signal.windows.hann(96, sym=True),
+        window=window,
         nperseg=96,
         noverlap=80,
         scaling="density",
@@ -145,7 +146,9 @@ def test_per_frequency_statistics(table: pa.Table, source: Path, tmp_path: Path)
 
 
 def test_gain_correction_removes_the_gain(table: pa.Table, tmp_path: Path) -> None:
-    gains = {name: 10.0 ** (k % 4) for k, name in enumerate(sorted(set(table["session"].to_pylist())))}
+    gains = {
+        name: 10.0 ** (k % 4) for k, name in enumerate(sorted(set(table["session"].to_pylist())))
+    }
     scale = np.array([gains[name] for name in table["session"].to_pylist()])
     louder = table.set_column(
         table.schema.get_field_index("trace"),
@@ -183,9 +186,7 @@ def test_splits_hold_whole_subjects_and_every_class(dataset: Path) -> None:
     assert all(min(split["trials_per_class"].values()) > 0 for split in splits.values())
 
 
-@pytest.mark.parametrize(
-    "layout", ["two_processes", "shuffled", "forty_files", "small_row_groups"]
-)
+@pytest.mark.parametrize("layout", ["two_processes", "shuffled", "forty_files", "small_row_groups"])
 def test_the_same_bytes_whatever_the_runner_order_and_files(
     table: pa.Table, dataset: Path, tmp_path: Path, layout: str
 ) -> None:

