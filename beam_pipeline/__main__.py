@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import gc
+import importlib
 import sys
-import time
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
-from beam_pipeline import __version__, audit, plan, sample, verify
-from beam_pipeline.options import (
-    add_dataset_arguments,
-    add_source_arguments,
-    dataset_options,
-    join_signed_values,
-)
-from beam_pipeline.sources.parquet import ParquetSource
+from beam_pipeline import __version__
+from beam_pipeline.options import join_signed_values
 
-_PREPROCESS = """Turn a table of LFP traces into a folder of normalised WebDataset shards.
-
-Flags of Apache Beam are passed on, e.g. --direct_num_workers 2."""
 _EXAMPLES = """examples:
   python -m beam_pipeline sample --output out/sample
   python -m beam_pipeline preprocess --input out/sample --output out/dataset
@@ -29,10 +20,21 @@ _EXAMPLES = """examples:
       --columns trace=lfp,session=session_id --sfreq 1000 --onset 2.0 --tmin -2.0 --tmax 3.0
   python -m beam_pipeline verify out/dataset
 """
+#: {command: what it does}; each is a module with `add_arguments` and `run`.
+COMMANDS = {
+    "preprocess": "turn a table of LFP traces into normalised WebDataset shards",
+    "plan": "say what preprocess would make of a table, from its metadata and a few rows",
+    "audit": "look at a table: one HTML page with what to mend before a run",
+    "verify": "reread a whole dataset and name whatever does not hold",
+    "sample": "generate a table of the lab's kind, with known truth",
+}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands, with the flags of the chosen one.
+
+    Only that one is imported: Beam, SciPy and Matplotlib take longer than a short command.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m beam_pipeline",
         description="From a table of LFP traces to normalised WebDataset shards.",
@@ -42,61 +44,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, text: str, description: str = "") -> argparse.ArgumentParser:
+    for name, text in COMMANDS.items():
         command = commands.add_parser(
-            name,
-            help=text,
-            description=description or f"{text[0].upper()}{text[1:]}.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
         command.add_argument("--verbose", action="store_true", help="show tracebacks and Beam logs")
-        return command
-
-    preprocess = add("preprocess", "turn a table into a dataset", _PREPROCESS)
-    add_source_arguments(preprocess)
-    preprocess.add_argument("--output", required=True, type=Path, help="dataset folder")
-    preprocess.add_argument(
-        "--overwrite", action="store_true", help="replace another dataset in --output"
-    )
-    add_dataset_arguments(preprocess)
-    preprocess.set_defaults(run=_preprocess)
-
-    plan_command = add(
-        "plan", "say what preprocess would make of a table, from its metadata and a few rows"
-    )
-    plan.add_arguments(plan_command)
-    plan_command.set_defaults(run=lambda args, _: plan.run(args))
-
-    audit_command = add("audit", "look at a table: one HTML page with what to mend before a run")
-    audit.add_arguments(audit_command)
-    audit_command.set_defaults(run=lambda args, _: audit.run(args))
-
-    verify_command = add("verify", "reread a whole dataset and name whatever does not hold")
-    verify.add_arguments(verify_command)
-    verify_command.set_defaults(run=lambda args, _: verify.run(args))
-
-    sample_command = add("sample", "generate a table of the lab's kind, with known truth")
-    sample.add_arguments(sample_command)
-    sample_command.set_defaults(run=lambda args, _: sample.run(args))
+        if name == chosen:
+            module = importlib.import_module(f"beam_pipeline.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
     return parser
-
-
-def _preprocess(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
-    from beam_pipeline import preprocess
-
-    source = ParquetSource(args.input, args.columns)
-    options = dataset_options(args, source)
-    started = time.time()
-    existed = (args.output / "dataset.json").exists()
-    manifest = preprocess.preprocess(
-        source, options, args.output, beam_arguments, args.overwrite, args.verbose
-    )
-    if existed and not args.overwrite:
-        print(f"{args.output} already holds this dataset; nothing to do")
-    preprocess.print_summary(manifest, args.output, time.time() - started)
-    return 0
 
 
 def check_beam_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
@@ -131,14 +88,15 @@ def _all_flags(parser: argparse.ArgumentParser) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage."""
-    parser = build_parser()
     given = join_signed_values(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser(next((word for word in given if word in COMMANDS), None))
     args, rest = parser.parse_known_args(given)
     if rest and args.command != "preprocess":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     check_beam_arguments(parser, rest)
+    args.beam_arguments = rest
     try:
-        return int(args.run(args, rest))
+        return int(args.run(args))
     except KeyboardInterrupt:
         print("interrupted; the same command starts again", file=sys.stderr)
         return 130
@@ -150,4 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    # The collector would walk all of Beam once more, for nothing.
+    gc.freeze()
+    sys.exit(status)

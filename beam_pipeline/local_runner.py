@@ -72,7 +72,7 @@ def choose_runner(options: PipelineOptions, worker_log: Path) -> PipelineRunner:
     direct = options.view_as(DirectOptions)
     environment = None
     if direct.direct_running_mode == "multi_processing":
-        worker = f"{shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
+        worker = f"{shlex.quote(sys.executable)} -m beam_pipeline.local_worker"
         environment = SubprocessSDKEnvironment.from_command_string(
             f"exec {worker} 2>>{shlex.quote(str(worker_log))}"
         )

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+UNIT = 2.0**20
+
 
 @dataclass
 class MeanPicture:
-    """Sum of float16 spectrograms.
+    """Sum of normalised spectrograms.
 
-    Every float16 is a multiple of 2**-24, so sums below 2**29 are exact in float64 and do not
-    depend on the order of addition.
+    A block's sum is rounded to a multiple of 2**-20. Sums of such multiples are exact in float64
+    below 2**33, so that they do not depend on the order in which blocks are added.
 
     Attributes
     ----------
@@ -37,10 +39,10 @@ class MeanPicture:
         total = np.sum([part.total for part in parts], axis=0)
         return cls(sum(part.n_trials for part in parts), total)
 
-    def add(self, spectrograms: NDArray[np.float16]) -> None:
-        """Add spectrograms of shape (n_trials, n_freqs, n_times)."""
+    def add(self, spectrograms: NDArray[np.float32]) -> None:
+        """Add the spectrograms of a block, shape (n_trials, n_freqs, n_times)."""
         self.n_trials += len(spectrograms)
-        self.total += spectrograms.sum(axis=0, dtype=np.float64)
+        self.total += np.rint(spectrograms.sum(axis=0, dtype=np.float64) * UNIT) / UNIT
 
     def mean(self) -> NDArray[np.float64]:
         """Return the mean spectrogram, float64 of shape (n_freqs, n_times)."""

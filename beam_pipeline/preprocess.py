@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import logging
@@ -27,10 +28,17 @@ from beam_pipeline.manifest import (
     RUN,
     Manifest,
 )
-from beam_pipeline.options import DatasetOptions, screening_options
+from beam_pipeline.options import (
+    DatasetOptions,
+    add_dataset_arguments,
+    add_source_arguments,
+    dataset_options,
+    screening_options,
+)
 from beam_pipeline.progress import read_counts
 from beam_pipeline.segments import SegmentStore
 from beam_pipeline.sources import TraceSource
+from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.transforms import (
     FINGERPRINTS,
@@ -208,6 +216,31 @@ def _write_run(
         "cpus": os.cpu_count(),
     }
     path.write_text(json.dumps(run, indent=1) + "\n")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``preprocess``; those of Beam are passed on beside them."""
+    parser.epilog = "Flags of Apache Beam are passed on, such as --direct_num_workers 2."
+    add_source_arguments(parser)
+    parser.add_argument("--output", required=True, type=Path, help="dataset folder")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace another dataset in --output"
+    )
+    add_dataset_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Preprocess a table and print what was made."""
+    started = time.time()
+    source = ParquetSource(args.input, args.columns)
+    options = dataset_options(args, source)
+    if existing_dataset(source, options, args.output, args.overwrite) is not None:
+        print(f"{args.output} already holds this dataset; nothing to do")
+    manifest = preprocess(
+        source, options, args.output, args.beam_arguments, args.overwrite, args.verbose
+    )
+    print_summary(manifest, args.output, time.time() - started)
+    return 0
 
 
 def print_summary(manifest: Manifest, output: Path, seconds: float) -> None:

@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass
 class WorkCount:
     """One process's count of finished work in one phase.
 
-    Attributes
+    Parameters
     ----------
-    folder : str
+    folder : pathlib.Path
+        Holds one file a process and phase.
     phase : str
     """
 
-    folder: str
-    phase: str
-    count: int = 0
+    def __init__(self, folder: Path, phase: str) -> None:
+        path = folder / f"{phase}-{os.getpid()}-{id(self)}"
+        self._file = path.open("wb", buffering=0)
+        self._count = 0
 
     def add(self, n: int) -> None:
         """Add finished work and make it visible."""
-        self.count += n
-        path = Path(self.folder) / f"{self.phase}-{os.getpid()}-{id(self)}"
-        path.write_text(str(self.count))
+        self._count += n
+        # In place and of fixed width: a reader never finds the file empty or half written.
+        os.pwrite(self._file.fileno(), f"{self._count:20d}".encode(), 0)
+
+    def close(self) -> None:
+        """Close the file; the count remains."""
+        self._file.close()
 
 
 def read_counts(folder: str | Path) -> Counter[str]:
     """Return the work finished by all processes, by phase."""
     counts: Counter[str] = Counter()
     for path in Path(folder).glob("*-*-*"):
-        # A file that is being rewritten may be empty for a moment.
+        # A file that was just opened is empty.
         counts[path.name.split("-")[0]] += int(path.read_text() or 0)
     return counts

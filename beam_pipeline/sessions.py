@@ -14,7 +14,9 @@ from beam_pipeline.traces import Reason, Reject, TrialBatch
 
 #: Scale of the median absolute deviation of a Gaussian, 1 / Phi^-1(3/4).
 MAD_TO_STD = 1.4826022185056018
-DIGEST_BUCKETS = 64
+#: Digests that one worker compares at a time, 40 bytes each.
+ROWS_OF_DIGEST_BUCKET = 200_000
+MAX_DIGEST_BUCKETS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,21 @@ class SessionRows:
     level: NDArray[np.float64]
     digest: NDArray[np.uint8]
     pointers: Pointers
+
+    @classmethod
+    def concatenate(cls, parts: Iterable[SessionRows]) -> SessionRows:
+        """Join the parts of one session end to end."""
+        parts = list(parts)
+        return cls(
+            [subject for part in parts for subject in part.subject],
+            [condition for part in parts for condition in part.condition],
+            np.concatenate([part.trial_num for part in parts]),
+            np.concatenate([part.frequency for part in parts]),
+            np.concatenate([part.amplitude for part in parts]),
+            np.concatenate([part.level for part in parts]),
+            np.concatenate([part.digest for part in parts]),
+            Pointers.concatenate([part.pointers for part in parts]),
+        )
 
 
 @dataclass(frozen=True)
@@ -71,7 +88,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Where each trace of one digest bucket was seen."""
+    """Which traces some trials of a session have, within one digest bucket."""
 
     session: str
     trial_num: NDArray[np.int64]
@@ -109,9 +126,17 @@ def session_rows(
     )
 
 
-def fingerprints(session: str, rows: SessionRows) -> Iterator[tuple[int, Fingerprints]]:
+def n_digest_buckets(n_rows: int) -> int:
+    """Return into how many groups the digests of a table are spread to find equal ones."""
+    return max(1, min(MAX_DIGEST_BUCKETS, n_rows // ROWS_OF_DIGEST_BUCKET))
+
+
+def fingerprints(
+    session: str, rows: SessionRows, n_buckets: int
+) -> Iterator[tuple[int, Fingerprints]]:
     """Yield (bucket, fingerprints): equal traces meet in the same bucket."""
-    buckets = rows.digest[:, 0] % DIGEST_BUCKETS
+    leading = np.ascontiguousarray(rows.digest[:, :2]).view("<u2")[:, 0]
+    buckets = leading % n_buckets
     for bucket in np.unique(buckets):
         chosen = buckets == bucket
         yield int(bucket), Fingerprints(session, rows.trial_num[chosen], rows.digest[chosen])
@@ -166,7 +191,7 @@ def resolve_session(
     rejects : list of Reject
         Blocks and rejects together hold every row once.
     """
-    rows = _concatenate(list(pieces))
+    rows = _in_order(SessionRows.concatenate(pieces))
     problems = (
         _conflict(rows.condition, "condition", Reason.SESSION_TWO_CONDITIONS)
         or _conflict(rows.subject, "subject", Reason.SESSION_TWO_SUBJECTS)
@@ -194,24 +219,18 @@ def resolve_session(
     return blocks, rejects
 
 
-def _concatenate(pieces: Sequence[SessionRows]) -> SessionRows:
-    """Join pieces in an order that depends on their content alone."""
-    digest = np.concatenate([piece.digest for piece in pieces])
-    trial_num = np.concatenate([piece.trial_num for piece in pieces])
-    frequency = np.concatenate([piece.frequency for piece in pieces])
-    amplitude = np.concatenate([piece.amplitude for piece in pieces])
-    order = np.lexsort((amplitude, frequency, *digest.T[::-1], trial_num))
-    subject = [subject for piece in pieces for subject in piece.subject]
-    condition = [condition for piece in pieces for condition in piece.condition]
+def _in_order(rows: SessionRows) -> SessionRows:
+    """Sort trials in an order that depends on their content alone."""
+    order = np.lexsort((rows.amplitude, rows.frequency, *rows.digest.T[::-1], rows.trial_num))
     return SessionRows(
-        [subject[row] for row in order],
-        [condition[row] for row in order],
-        trial_num[order],
-        frequency[order],
-        amplitude[order],
-        np.concatenate([piece.level for piece in pieces])[order],
-        digest[order],
-        Pointers.concatenate([piece.pointers for piece in pieces])[order],
+        [rows.subject[row] for row in order],
+        [rows.condition[row] for row in order],
+        rows.trial_num[order],
+        rows.frequency[order],
+        rows.amplitude[order],
+        rows.level[order],
+        rows.digest[order],
+        rows.pointers[order],
     )
 
 

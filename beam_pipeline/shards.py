@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+WRITEBACK_BYTES = 16 << 20
 MEMBERS = ("spectrogram.npy", "baseline.npy", "json")
 
 
@@ -108,6 +109,13 @@ class _HashingFile:
         self.position += len(content)
 
 
+def _start_writeback(file: BinaryIO) -> None:
+    """Let the disk begin now, so that the closing fsync has little left to wait for."""
+    if hasattr(os, "posix_fadvise"):
+        file.flush()
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def write_shard(folder: Path, path: str, samples: Iterable[Sample]) -> ShardInfo:
     """Write one shard atomically: a temporary file, fsync, then rename.
 
@@ -123,13 +131,16 @@ def write_shard(folder: Path, path: str, samples: Iterable[Sample]) -> ShardInfo
     target = folder / path
     # The process id keeps apart two attempts at one shard that overlap.
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    n_samples = n_trials = 0
+    n_samples = n_trials = written_back = 0
     with partial.open("wb") as file:
         hashing = _HashingFile(file)
         for sample in samples:
             for name, content in member_bytes(sample):
                 for piece in tar_member(name, content):
                     hashing.write(piece)
+            if hashing.position - written_back > WRITEBACK_BYTES:
+                _start_writeback(file)
+                written_back = hashing.position
             n_samples += 1
             n_trials += len(sample.baseline)
         hashing.write(tar_end(hashing.position))

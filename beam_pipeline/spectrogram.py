@@ -8,15 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_pipeline.power_estimator import PowerEstimator, Traces
-from beam_pipeline.spectrogram_options import WAVELET_N_FREQS, SpectrogramOptions
+from beam_pipeline.spectrogram_options import SpectrogramOptions
 from beam_pipeline.stft import StftPower
-from beam_pipeline.wavelets import (
-    WaveletPower,
-    dpss_length,
-    dpss_wavelets,
-    morlet_length,
-    morlet_wavelets,
-)
 
 __all__ = ["Spectrogram", "SpectrogramOptions"]
 
@@ -58,11 +51,7 @@ class Spectrogram:
         bmin, bmax = options.baseline
         self.segment = min(options.tmin, bmin), max(options.tmax, bmax)
         self.n_samples = round((self.segment[1] - self.segment[0]) * options.sfreq)
-        self._estimator: PowerEstimator = (
-            StftPower(options, self.n_samples)
-            if options.method == "stft"
-            else _wavelet_power(options, self.n_samples)
-        )
+        self._estimator = _power_estimator(options, self.n_samples)
         self._baseline_samples = self._sample_slice(bmin, bmax)
         # Rounded to a picosecond: a frame centred on an edge must compare equal to it.
         times = np.round(self.segment[0] + self._estimator.centres / options.sfreq, 12)
@@ -205,26 +194,11 @@ def _log10_in_place(power: NDArray[np.float32], floor: float) -> None:
     power *= np.float32(1.0 / math.log(10.0))
 
 
-def _wavelet_power(options: SpectrogramOptions, n_samples: int) -> WaveletPower:
-    """Build the bank of wavelets that `options` ask for, for traces of `n_samples`."""
-    fmin, fmax = options.freq_range()
-    n_freqs = WAVELET_N_FREQS if options.n_freqs is None else options.n_freqs
-    spacing = np.geomspace if options.freq_scale == "log" else np.linspace
-    freqs = spacing(fmin, fmax, n_freqs)
-    if options.decim > n_samples:
-        raise ValueError(
-            f"--decim {options.decim} is longer than the segment of {n_samples} samples"
-        )
-    # Before any is built: at a tiny --fmin a single wavelet would fill the memory.
-    length_at = morlet_length if options.method == "morlet" else dpss_length
-    length = length_at(options.sfreq, fmin, options.n_cycles)
-    if length > n_samples:
-        raise ValueError(
-            f"--n_cycles {options.n_cycles:g} at --fmin {fmin:g} Hz needs a wavelet of {length} "
-            f"samples, longer than the segment of {n_samples}: raise --fmin or lower --n_cycles"
-        )
-    if options.method == "morlet":
-        bank = [morlet_wavelets(options.sfreq, freqs, options.n_cycles)]
-    else:
-        bank = dpss_wavelets(options.sfreq, freqs, options.n_cycles, options.time_bandwidth)
-    return WaveletPower(bank, freqs, n_samples, options.decim)
+def _power_estimator(options: SpectrogramOptions, n_samples: int) -> PowerEstimator:
+    """Return the STFT or the bank of wavelets that `options` ask for."""
+    if options.method == "stft":
+        return StftPower(options, n_samples)
+    # Imports scipy.fft, which the STFT does without.
+    from beam_pipeline.wavelets import wavelet_power
+
+    return wavelet_power(options, n_samples)

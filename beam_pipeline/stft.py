@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import scipy.signal
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
@@ -132,12 +131,7 @@ class StftPower:
 
 def _scaled_window(options: SpectrogramOptions) -> NDArray[np.float64]:
     """Return the window times the square root of the scale of one-sided power."""
-    try:
-        window = scipy.signal.get_window(options.window, options.nperseg, fftbins=False)
-    except ValueError as error:
-        raise ValueError(
-            f"--window {options.window} cannot be made with --nperseg {options.nperseg}: {error}"
-        ) from error
+    window = _symmetric_window(options.window, options.nperseg)
     if options.scaling == "density":
         total = options.sfreq * np.sum(window**2)
     else:
@@ -148,6 +142,21 @@ def _scaled_window(options: SpectrogramOptions) -> NDArray[np.float64]:
         )
     scaled: NDArray[np.float64] = window * np.sqrt(2.0 / total)
     return scaled
+
+
+def _symmetric_window(name: str, length: int) -> NDArray[np.float64]:
+    """Return the symmetric window that SciPy calls `name`."""
+    if name == "hann":
+        return np.asarray(np.hanning(length))
+    # Half a second to import in every process, which the default need not cost.
+    from scipy.signal import get_window
+
+    try:
+        return np.asarray(get_window(name, length, fftbins=False), dtype=np.float64)
+    except ValueError as error:
+        raise ValueError(
+            f"--window {name} cannot be made with --nperseg {length}: {error}"
+        ) from error
 
 
 def _bins_in_range(options: SpectrogramOptions, bins: NDArray[np.float64]) -> slice:

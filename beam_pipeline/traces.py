@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy import signal
 
 Segments = NDArray[np.float32] | NDArray[np.float64]
 
@@ -261,6 +260,9 @@ def resampling_ratio(sfreq: float, target: float) -> tuple[int, int]:
 
 
 def _resample(trace: NDArray[np.generic], up: int, down: int) -> NDArray[np.float64]:
+    # Half a second to import in every process, which only --resample should cost.
+    from scipy import signal
+
     values = trace.astype(np.float64)
     # The filter passes a constant with a ripple of 1e-3, which on a trace far from zero would
     # exceed the signal. Padding goes on as the trace does: zeros would put a step at both ends.

@@ -39,6 +39,7 @@ from beam_pipeline.sessions import (
     SessionRows,
     find_copies,
     fingerprints,
+    n_digest_buckets,
     order_by_session,
     resolve_session,
     session_rows,
@@ -52,8 +53,8 @@ from beam_pipeline.work_folder import WorkFolder
 
 NAMESPACE = "lfp"
 REJECTS, FINGERPRINTS, SUMMARIES, PICTURES = "rejects", "fingerprints", "summaries", "pictures"
-#: Bytes of samples that are decoded at once.
-BATCH_BYTES = 8 << 20
+#: Bytes of samples that are decoded at once: what fits the cache.
+BATCH_BYTES = 2 << 20
 
 Rejects = list[Reject]
 
@@ -74,27 +75,37 @@ class _ScreenRows(beam.DoFn):
         self._screening = screening
         self._store = store
         self._work = work
+        self._n_buckets = n_digest_buckets(source.n_rows)
 
     def setup(self) -> None:
-        self._done = WorkCount(str(self._work.progress), "read")
+        self._done = WorkCount(self._work.progress, "read")
+
+    def teardown(self) -> None:
+        self._done.close()
 
     def process(self, element: tuple[int, Any]) -> Iterator[Any]:
         chunk, split = element
         # Decoded as float64 at worst.
-        batch_rows = max(1, min(1024, BATCH_BYTES // (8 * self._store.n_samples)))
+        batch_rows = max(1, BATCH_BYTES // (8 * self._store.n_samples))
+        parts: dict[str, list[SessionRows]] = defaultdict(list)
+        rejects: Rejects = []
         with self._store.writer(chunk) as writer:
             for batch in self._source.read(split, batch_rows):
-                trials, rejects = screen(batch, self._screening)
+                trials, found = screen(batch, self._screening)
+                rejects += found
                 order, places = order_by_session(trials)
                 pointers = writer.write(trials.segments[order])
                 for session, place in places:
-                    rows = session_rows(trials, order, place, pointers)
-                    yield session, rows
-                    for bucket, part in fingerprints(session, rows):
-                        yield TaggedOutput(FINGERPRINTS, (bucket, part))
-                yield TaggedOutput(REJECTS, rejects)
+                    parts[session].append(session_rows(trials, order, place, pointers))
                 _count("rows_read", batch.num_rows)
                 self._done.add(batch.num_rows)
+        # One element a session, not one a batch: each costs the runner more than it holds.
+        for session, pieces in parts.items():
+            rows = SessionRows.concatenate(pieces)
+            yield session, rows
+            for bucket, part in fingerprints(session, rows, self._n_buckets):
+                yield TaggedOutput(FINGERPRINTS, (bucket, part))
+        yield TaggedOutput(REJECTS, rejects)
 
 
 @dataclass
@@ -160,7 +171,10 @@ class _SurveyBlocks(beam.DoFn):
 
     def setup(self) -> None:
         self._spectrogram = Spectrogram(self._options)
-        self._done = WorkCount(str(self._work.progress), "survey")
+        self._done = WorkCount(self._work.progress, "survey")
+
+    def teardown(self) -> None:
+        self._done.close()
 
     def process(self, block: Block) -> Iterator[Any]:
         values, baseline = self._spectrogram(self._store.read(block.pointers))
@@ -275,7 +289,10 @@ class _WriteShards(beam.DoFn):
 
     def setup(self) -> None:
         self._spectrogram = Spectrogram(self._options)
-        self._done = WorkCount(str(self._work.progress), "write")
+        self._done = WorkCount(self._work.progress, "write")
+
+    def teardown(self) -> None:
+        self._done.close()
 
     def process(self, element: tuple[str, Iterable[Block]], layout: Layout) -> Iterator[Any]:
         key, blocks = element
@@ -296,10 +313,8 @@ class _WriteShards(beam.DoFn):
         for block in sorted(blocks, key=_block_order):
             values, baseline = self._spectrogram(self._store.read(block.pointers))
             sample, n_clipped = layout.sample(block, values, baseline)
-            picture = pictures.setdefault(
-                block.condition, MeanPicture.zero(*sample.spectrogram.shape[1:])
-            )
-            picture.add(sample.spectrogram)
+            picture = pictures.setdefault(block.condition, MeanPicture.zero(*values.shape[1:]))
+            picture.add(values)
             _count("values_clipped", n_clipped)
             self._done.add(len(baseline))
             yield sample

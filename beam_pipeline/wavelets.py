@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
-from scipy.signal.windows import dpss
 
 from beam_pipeline.power_estimator import Traces
+from beam_pipeline.spectrogram_options import WAVELET_N_FREQS, SpectrogramOptions
 
 MORLET_WIDTH = 5.0
 """Half length of a Morlet wavelet in standard deviations of its Gaussian, as in MNE."""
@@ -104,6 +104,9 @@ def dpss_wavelets(
     Thomson, D. J. (1982). Spectrum estimation and harmonic analysis. Proceedings of the
     IEEE 70, 1055-1096.
     """
+    # Half a second to import, which only multitaper should cost.
+    from scipy.signal.windows import dpss
+
     n_tapers = int(time_bandwidth - 1.0)
     bank: list[list[NDArray[np.complex128]]] = [[] for _ in range(n_tapers)]
     for freq in freqs:
@@ -215,3 +218,28 @@ class WaveletPower:
                 power += amplitude.real**2
                 power += amplitude.imag**2
             yield power
+
+
+def wavelet_power(options: SpectrogramOptions, n_samples: int) -> WaveletPower:
+    """Build the bank of wavelets that `options` ask for, for traces of `n_samples`."""
+    fmin, fmax = options.freq_range()
+    n_freqs = WAVELET_N_FREQS if options.n_freqs is None else options.n_freqs
+    spacing = np.geomspace if options.freq_scale == "log" else np.linspace
+    freqs = spacing(fmin, fmax, n_freqs)
+    if options.decim > n_samples:
+        raise ValueError(
+            f"--decim {options.decim} is longer than the segment of {n_samples} samples"
+        )
+    # Before any is built: at a tiny --fmin a single wavelet would fill the memory.
+    length_at = morlet_length if options.method == "morlet" else dpss_length
+    length = length_at(options.sfreq, fmin, options.n_cycles)
+    if length > n_samples:
+        raise ValueError(
+            f"--n_cycles {options.n_cycles:g} at --fmin {fmin:g} Hz needs a wavelet of {length} "
+            f"samples, longer than the segment of {n_samples}: raise --fmin or lower --n_cycles"
+        )
+    if options.method == "morlet":
+        bank = [morlet_wavelets(options.sfreq, freqs, options.n_cycles)]
+    else:
+        bank = dpss_wavelets(options.sfreq, freqs, options.n_cycles, options.time_bandwidth)
+    return WaveletPower(bank, freqs, n_samples, options.decim)

@@ -19,6 +19,7 @@ CLOUD = {"boto3", "fsspec", "gcsfs", "google"}
 GLUE = {
     "beam_pipeline.__main__",
     "beam_pipeline.local_runner",
+    "beam_pipeline.local_worker",
     "beam_pipeline.preprocess",
     "beam_pipeline.sources.bigquery",
     "beam_pipeline.transforms",

@@ -145,7 +145,7 @@ def copies_of(sessions):
     """Copies by session, found over all buckets."""
     buckets: dict = {}
     for session, rows in sessions:
-        for bucket, part in fingerprints(session, rows):
+        for bucket, part in fingerprints(session, rows, 3):
             buckets.setdefault(bucket, []).append(part)
     found: dict = {}
     for parts in buckets.values():

@@ -281,7 +281,15 @@ def test_splits_do_not_overlap_and_are_of_like_size(layout, desired):
     )
     assert len(rows) == 101
     assert set(rows.values()) == {1}
-    assert max(split.stop - split.start for split in splits) <= 1.5 * np.ceil(101 / desired)
+    row_groups = Counter((split.path, split.row_group) for split in splits)
+    # Each piece of a row group decodes all rows before it, so their number is bounded.
+    assert max(row_groups.values()) <= 4
+    rows_of_group = Counter((path, row_group) for path, row_group, _ in rows)
+    for split in splits:
+        largest = max(
+            1.5 * np.ceil(101 / desired), np.ceil(rows_of_group[split.path, split.row_group] / 4)
+        )
+        assert split.stop - split.start <= largest
 
 
 def test_batches_are_no_larger_than_asked(tmp_path):
