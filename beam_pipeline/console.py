@@ -97,25 +97,27 @@ def _show_lines(
     stop: threading.Event,
     stream: TextIO,
 ) -> None:
-    started = dict.fromkeys(phases, 0.0)
+    started: dict[str, float] = {}
+    moved: dict[str, tuple[int, float]] = {}
     shown: dict[str, int] = {}
     last = time.monotonic()
     ended = False
     while not ended:
         ended = stop.wait(REFRESH_SECONDS)
         now = time.monotonic()
-        current = counts()
+        for phase, done in counts().items():
+            started.setdefault(phase, now - REFRESH_SECONDS)
+            if done != moved.get(phase, (0, now))[0]:
+                moved[phase] = done, now
         for phase in phases:
-            done = current.get(phase, 0)
-            if done == 0:
-                continue
-            started[phase] = started[phase] or now
-            finished = done >= total
-            if done == shown.get(phase) or not (finished or ended or now - last > PLAIN_SECONDS):
+            done, changed = moved.get(phase, (0, now))
+            due = done >= total or ended or now - last > PLAIN_SECONDS
+            if done == shown.get(phase, 0) or not due:
                 continue
             shown[phase], last = done, now
-            rate = done / max(now - started[phase], REFRESH_SECONDS)
-            left = "" if finished else f", {(total - done) / rate:,.0f} s left"
+            # Up to the last change: a phase that others wait for has not become slower.
+            rate = done / (changed - started[phase])
+            left = f", {(total - done) / rate:,.0f} s left" if done < total and not ended else ""
             line = f"{phases[phase]}: {done:,} of {total:,}, {rate:,.0f} trials/s{left}"
             print(line, file=stream)
 

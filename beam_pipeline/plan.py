@@ -69,9 +69,7 @@ def count_sessions(table: pa.Table) -> list[SessionCount]:
         session or condition are left out; a session with several conditions counts under each.
     """
     keys = [name for name in ("session", "subject", "condition") if name in table.column_names]
-    # Integer ids and dictionary-encoded ones become the strings that the dataset uses.
-    columns = {name: table.column(name).cast(pa.string()) for name in keys}
-    counted = pa.table(columns).group_by(keys).aggregate([([], "count_all")])
+    counted = table.group_by(keys).aggregate([([], "count_all")])
     return sorted(
         (
             SessionCount(row["session"], row.get("subject"), row["condition"], row["count_all"])

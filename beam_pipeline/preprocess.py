@@ -12,7 +12,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.transforms import (
     FINGERPRINTS,
+    NAMESPACE,
     PICTURES,
     REJECTS,
     SUMMARIES,
@@ -147,9 +148,9 @@ def preprocess(
     shutil.rmtree(work.segments)
     if work.problem.exists():
         raise PreprocessError(work.problem.read_text() + _reject_examples(work.rejects))
-    n_clipped = _counter(result, "values_clipped")
-    manifest = describe(source, options, spectrogram, work, n_clipped)
-    _write_run(work.dataset / RUN, source.uri, input_identity, beam_options, started)
+    counters = _counters(result)
+    manifest = describe(source, options, spectrogram, work, counters["values_clipped"])
+    _write_run(work.dataset / RUN, source.uri, input_identity, beam_options, started, counters)
     install(work, manifest, output)
     return manifest
 
@@ -188,9 +189,14 @@ def _reject_examples(folder: Path) -> str:
     return "\n".join(["", *examples, f"All rejected rows are listed in {folder}"])
 
 
-def _counter(result: Any, name: str) -> int:
-    query = beam.metrics.MetricsFilter().with_name(name)
-    return sum(counter.result for counter in result.metrics().query(query)["counters"])
+def _counters(result: PipelineResult) -> dict[str, int]:
+    query = beam.metrics.MetricsFilter().with_namespace(NAMESPACE)
+    found = result.metrics().query(query)
+    counts = {counter.key.metric.name: counter.result for counter in found["counters"]}
+    for distribution in found["distributions"]:
+        name, values = distribution.key.metric.name, distribution.result
+        counts |= {f"{name}_{part}": getattr(values, part) for part in ("min", "max", "sum")}
+    return dict(sorted(counts.items()))
 
 
 def _write_run(
@@ -199,6 +205,7 @@ def _write_run(
     input_identity: list[Any],
     beam_options: PipelineOptions,
     started: float,
+    counters: Mapping[str, int],
 ) -> None:
     direct = beam_options.view_as(DirectOptions)
     finished = time.time()
@@ -214,6 +221,7 @@ def _write_run(
         "host": platform.node(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "counters": counters,
     }
     path.write_text(json.dumps(run, indent=1) + "\n")
 

@@ -365,11 +365,9 @@ class WriteOutcome(beam.PTransform):
             work.shards.write_text(json.dumps([asdict(shard) for shard in ordered]))
 
         def write_picture(
-            element: tuple[tuple[str, str], Iterable[MeanPicture]],
-            work: WorkFolder = self.work,
+            element: tuple[tuple[str, str], MeanPicture], work: WorkFolder = self.work
         ) -> None:
-            (split, condition), parts = element
-            picture = MeanPicture.total_of(parts)
+            (split, condition), picture = element
             np.savez(
                 work.pictures / f"{split}-{key_hash(condition):016x}.npz",
                 split=split,
@@ -380,4 +378,6 @@ class WriteOutcome(beam.PTransform):
 
         root = shards.pipeline | "Once" >> beam.Create([None])
         root | "WriteShardList" >> beam.Map(write_list, AsList(shards))
-        pictures | beam.GroupByKey() | "WritePictures" >> beam.Map(write_picture)
+        # Combined, not grouped: each worker then sends one picture, not one a shard.
+        merged = pictures | beam.CombinePerKey(MeanPicture.total_of)
+        merged | "WritePictures" >> beam.Map(write_picture)

@@ -29,9 +29,8 @@ from preprocess_report import FULL_ROWS, ONCE, Run, Sizes, judge, report
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
-#: Enough for the tables and what the largest case of each size keeps at one time.
-BYTES_PER_ROW = 120_000
-BYTES_PER_PEER_ROW = 170_000
+#: Enough for the tables and what the largest case keeps at one time.
+BYTES_PER_ROW = 250_000
 #: Memory of the idiomatic Beam pipeline.
 BEAM_BYTES_PER_ROW = 700_000
 
@@ -90,11 +89,12 @@ class Bench:
         self._ours[rows] = self._inspect(sys.executable, CASES["loop"])
         self._clear()
 
-    def peer(self, name: str, rows: int) -> None:
+    def peer(self, name: str, rows: int, variant: str = "") -> None:
         """Measure a peer; where ours has run on the same table, compare the results."""
         case = CASES[name]
         python = self._peer_python if case.of_peers else sys.executable
-        self._measure(name, rows, self._command(python, case, "process", rows))
+        command = self._command(python, case, "_".join(["process", *variant.split()]), rows)
+        self._measure(f"{name} {variant}".strip(), rows, command)
         if rows in self._ours:
             compare(name, self._inspect(python, case), self._ours[rows])
         self._clear()
@@ -183,8 +183,13 @@ def run_all(bench: Bench, peers: Sequence[str], sizes: Sizes) -> None:
     """Run ours and the peers at the sizes at which they are compared."""
     bench.ours(sizes.lab)
     if "lab" in peers:
-        bench.peer("lab", sizes.lab // 2)
-        bench.peer("lab", sizes.lab)
+        for variant in ("", "twice"):
+            bench.peer("lab", sizes.lab // 2, variant)
+            bench.peer("lab", sizes.lab, variant)
+    if "beam" in peers:
+        bench.ours(sizes.beam)
+        bench.peer("beam", sizes.beam // 2)
+        bench.peer("beam", sizes.beam)
     bench.ours(sizes.peers)
     for name in ("loop", "datasets", "litdata"):
         if name in peers:
@@ -194,10 +199,9 @@ def run_all(bench: Bench, peers: Sequence[str], sizes: Sizes) -> None:
         bench.ours(rows)
         if "loop" in peers:
             bench.peer("loop", rows)
-    # Last: it is the one most likely to exhaust the memory.
-    if "beam" in peers:
-        bench.peer("beam", sizes.peers // 4)
-        bench.peer("beam", sizes.peers)
+    for name in ("datasets", "litdata"):
+        if name in peers:
+            bench.peer(name, sizes.full)
 
 
 def installed_peers(wanted: Sequence[str], versions: dict[str, dict[str, str]]) -> list[str]:
@@ -216,13 +220,13 @@ def installed_peers(wanted: Sequence[str], versions: dict[str, dict[str, str]]) 
 
 def check_space(folder: Path, peers: Sequence[str], sizes: Sizes) -> None:
     """Refuse to start where the disk or the memory would fill up."""
-    memory, available = sizes.peers * BEAM_BYTES_PER_ROW, psutil.virtual_memory().available
+    memory, available = sizes.beam * BEAM_BYTES_PER_ROW, psutil.virtual_memory().available
     if "beam" in peers and available < memory:
         raise SystemExit(
             f"{available / 1e9:.0f} GB of memory are free, the peer beam needs about "
-            f"{memory / 1e9:.0f} GB at {sizes.peers:,} rows: leave it out of --peers"
+            f"{memory / 1e9:.0f} GB at {sizes.beam:,} rows: leave it out of --peers"
         )
-    needed = sizes.full * BYTES_PER_ROW + sizes.peers * BYTES_PER_PEER_ROW
+    needed = sizes.full * BYTES_PER_ROW
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SystemExit(
@@ -261,7 +265,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="for tables and outputs, about 12 GB at the full size; emptied of them at the end "
+        help="for tables and outputs, about 20 GB at the full size; emptied of them at the end "
         "(default: a temporary folder)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, too")

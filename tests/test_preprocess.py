@@ -284,6 +284,15 @@ def test_bad_rows_stand_in_rejects_and_the_counts_add_up(tmp_path: Path) -> None
             "detail": "every sample is 1",
         }
     ]
+    counters = json.loads((folder / "run.json").read_text())["counters"]
+    assert counters["rows_read"] == 160
+    assert counters["trials_written"] == used
+    assert counters["shard_bytes_sum"] == sum(
+        shard["bytes"] for split in manifest["splits"].values() for shard in split["shards"]
+    )
+    assert {name: counters[f"rejected_{name}"] for name in manifest["rejects"]} == (
+        manifest["rejects"]
+    )
     per_session = pq.read_table(folder / "sessions.parquet")
     assert pc.sum(per_session["trials_rejected"]).as_py() == 4
 

@@ -12,6 +12,7 @@ from beam_pipeline.traces import is_trace_type
 REQUIRED_COLUMNS = ("session", "condition", "trial_num", "trace")
 OPTIONAL_COLUMNS = ("subject", "sfreq", "onset", "frequency", "amplitude")
 COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
+TEXT_COLUMNS = {"session", "subject", "condition"}
 
 
 class SourceError(ValueError):
@@ -38,7 +39,7 @@ class TraceSource(Protocol):
         """Yield the rows of a piece as batches of the contract's columns."""
 
     def read_columns(self, names: Sequence[str]) -> pa.Table:
-        """Read a few small columns of the whole table."""
+        """Read a few small columns of the whole table; ids and conditions as strings."""
 
     def identity(self) -> list[Any]:
         """Return what changes when the table does, as JSON data, without reading it all."""
@@ -119,6 +120,9 @@ def match_columns(schema: pa.Schema, names: Mapping[str, str], where: str) -> di
             continue
         fits, expected = COLUMN_TYPES[name]
         found = schema.field(column).type
+        if pa.types.is_null(found) and name in OPTIONAL_COLUMNS:
+            # What pandas writes for a column of None: it says no more than its absence.
+            continue
         if not fits(found):
             raise SourceError(
                 f"{where}: column '{column}' for '{name}' is {found}, expected {expected}; "

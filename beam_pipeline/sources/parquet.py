@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_pipeline.sources import SourceError, match_columns
+from beam_pipeline.sources import TEXT_COLUMNS, SourceError, match_columns
 from beam_pipeline.traces import fits_float32
 
 #: With a buffer, Parquet pages are streamed; without, a whole column chunk is held in memory.
@@ -111,12 +111,16 @@ class ParquetSource:
                     return
 
     def read_columns(self, names: Sequence[str]) -> pa.Table:
-        """Read a few small columns of all files."""
+        """Read a few small columns of all files; ids and conditions as strings."""
         tables = []
         for file in self._files:
             with pq.ParquetFile(file.path) as parquet:
                 table = parquet.read([file.columns[name] for name in names])
-            tables.append(table.select([file.columns[n] for n in names]).rename_columns(names))
+            columns = {name: table.column(file.columns[name]) for name in names}
+            # Files may differ in whether an id is a number.
+            for name in columns.keys() & TEXT_COLUMNS:
+                columns[name] = columns[name].cast(pa.string())
+            tables.append(pa.table({name: columns[name] for name in names}))
         return pa.concat_tables(tables, promote_options="permissive")
 
     def identity(self) -> list[Any]:

@@ -212,7 +212,7 @@ def inspect(output: Path, trials: Iterable[Trial]) -> dict[str, Any]:
 def main(
     process: Callable[[Path, Path], None],
     read: Callable[[Path], Iterator[Trial]],
-    process_once: Callable[[Path, Path], None] | None = None,
+    **others: Callable[[Path, Path], None],
 ) -> None:
     """Command line of a peer: do the job, or read its result back.
 
@@ -222,13 +222,13 @@ def main(
         Does the whole job: table, output folder.
     read : callable
         Yields the trials of an output folder.
-    process_once : callable, optional
-        Only turns traces into float16 spectrograms on disk: no statistics, no normalisation,
-        no mixing.
+    **others : callable
+        Variants, under the names of their commands; ``process_once`` only turns traces into
+        float16 spectrograms on disk: no statistics, no normalisation, no mixing.
     """
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(dest="command", required=True)
-    jobs = {"process": process} | ({"process_once": process_once} if process_once else {})
+    jobs = {"process": process} | others
     for name in jobs:
         command = commands.add_parser(name)
         command.add_argument("table", type=Path)

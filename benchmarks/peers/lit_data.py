@@ -88,4 +88,4 @@ def read(output: Path) -> Iterator[Trial]:
 
 
 if __name__ == "__main__":
-    main(process, read, process_once)
+    main(process, read, process_once=process_once)

@@ -162,4 +162,4 @@ def _samples(archive: tarfile.TarFile) -> Iterator[tuple[NDArray[np.float16], di
 
 
 if __name__ == "__main__":
-    main(process, read, process_once)
+    main(process, read, process_once=process_once)
