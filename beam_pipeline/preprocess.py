@@ -137,9 +137,11 @@ def preprocess(
     started, input_identity = time.time(), source.identity()
     spectrogram = Spectrogram(options.spectrogram)
     beam_options = pipeline_options(beam_arguments, verbose)
-    for leftover in WorkFolder.leftovers(output):
-        shutil.rmtree(leftover)
+    # In this order, so that at any moment a work folder marks what lies here as ours.
+    leftovers = WorkFolder.leftovers(output)
     work = WorkFolder.create(output)
+    for leftover in leftovers:
+        shutil.rmtree(leftover)
     runner = choose_runner(beam_options, Path("/dev/stderr") if verbose else work.log)
     pipeline = beam.Pipeline(runner=runner, options=beam_options)
     build_pipeline(pipeline, source, options, spectrogram, work)

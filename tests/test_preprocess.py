@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -369,21 +369,28 @@ def test_killed_at_any_moment_it_leaves_no_manifest_and_the_same_command_ends_ri
         *("--output", str(folder), "--block_trials", "8", *tables.FLAGS),
         *("--direct_num_workers", "2"),
     ]
-    delays = random.Random(0)
-    killed = 0
-    for _ in range(3):
+    moments = [".work-*", ".work-*/segments/*", ".work-*/progress/survey*", ".work-*/dataset/*/*"]
+    for reached in moments:
+        earlier = set(folder.glob(reached))
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        while not list(folder.glob(".work-*")) and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(delays.uniform(0.0, 3.0))
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            killed += 1
-            assert not (folder / "dataset.json").exists()
-    assert killed
+        while not set(folder.glob(reached)) - earlier and process.poll() is None:
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (folder / "dataset.json").exists()
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert digests(folder) == digests(dataset)
+
+
+def test_killed_while_it_moved_the_dataset_into_place_it_starts_again(
+    source: Path, dataset: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(dataset, folder)
+    (folder / "dataset.json").unlink()
+    (folder / "test" / "lfp-test-00000-of-00001.tar").write_bytes(b"half a shard")
+    (folder / ".work-0123456789ab").mkdir()
+    assert digests(preprocess(source, folder, "--block_trials", "8")) == digests(dataset)
