@@ -58,7 +58,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["beam_pipeline*", "trainer*"]),
-    package_data={"beam_pipeline": ["templates/*.html"]},
+    package_data={"beam_pipeline.audit": ["page.html"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

@@ -28,6 +28,7 @@ COMMANDS = {
     "verify": "reread a whole dataset and name whatever does not hold",
     "sample": "generate a table of the lab's kind, with known truth",
 }
+MODULES = {name: f"{name}.command" for name in ("audit", "verify", "sample")}
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
@@ -50,7 +51,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         )
         command.add_argument("--verbose", action="store_true", help="show tracebacks and Beam logs")
         if name == chosen:
-            module = importlib.import_module(f"beam_pipeline.{name}")
+            module = importlib.import_module(f"beam_pipeline.{MODULES.get(name, name)}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser

@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import signal, stats
 
-from beam_pipeline import audit
-from beam_pipeline.audit_tally import AuditTally, Timing
-from beam_pipeline.audit_timing import (
+from beam_pipeline.audit import command as audit
+from beam_pipeline.audit.tally import AuditTally, Timing
+from beam_pipeline.audit.timing import (
     RateVerdict,
     SpectralPeak,
     evoked_peak,
     line_noise,
     sharp_peaks,
 )
-from beam_pipeline.sample import SampleOptions, write_sample
+from beam_pipeline.sample.command import SampleOptions, write_sample
 from beam_pipeline.sources.parquet import ParquetSource
 
 N_SAMPLES = 1000

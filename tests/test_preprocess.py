@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -370,12 +371,17 @@ def test_killed_at_any_moment_it_leaves_no_manifest_and_the_same_command_ends_ri
         *("--direct_num_workers", "2"),
     ]
     moments = [".work-*", ".work-*/segments/*", ".work-*/progress/survey*", ".work-*/dataset/*/*"]
+
+    def seen(pattern: str) -> set[str]:
+        # Unlike pathlib's, this glob bears folders that vanish while it looks.
+        return set(glob.glob(str(folder / pattern)))  # noqa: PTH207
+
     for reached in moments:
-        earlier = set(folder.glob(reached))
+        earlier = seen(reached)
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        while not set(folder.glob(reached)) - earlier and process.poll() is None:
+        while not seen(reached) - earlier and process.poll() is None:
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL

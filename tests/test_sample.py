@@ -12,22 +12,22 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import signal, stats
 
-from beam_pipeline import sample
-from beam_pipeline.sample import SampleOptions, write_sample
-from beam_pipeline.sample_bad_rows import REASONS
-from beam_pipeline.sample_model import (
+from beam_pipeline.sample import command as sample
+from beam_pipeline.sample.bad_rows import REASONS
+from beam_pipeline.sample.command import SampleOptions, write_sample
+from beam_pipeline.sample.model import (
     BAYES_N_TRIALS,
     CONDITIONS,
     bayes_accuracy,
     latent_amplitudes,
 )
-from beam_pipeline.sample_sessions import (
+from beam_pipeline.sample.sessions import (
     STIMULUS_AMPLITUDES,
     STIMULUS_FREQUENCIES,
     draw_session,
 )
-from beam_pipeline.sample_tables import SAMPLES_PER_CHUNK, session_tables
-from beam_pipeline.sample_traces import GAMMA_BAND, GAMMA_WINDOW, ONSET, simulate
+from beam_pipeline.sample.tables import SAMPLES_PER_CHUNK, session_tables
+from beam_pipeline.sample.traces import GAMMA_BAND, GAMMA_WINDOW, ONSET, simulate
 from beam_pipeline.traces import Reason
 
 

@@ -18,16 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_pipeline import preprocess, sample, verify
-from beam_pipeline.block_report import SampleRules, row_digests
+from beam_pipeline import preprocess
 from beam_pipeline.blocks import block_key
 from beam_pipeline.manifest import Manifest, ManifestError, SplitManifest
 from beam_pipeline.options import DatasetOptions, options_fingerprint
-from beam_pipeline.shard_report import inspect_shard
+from beam_pipeline.sample import command as sample
 from beam_pipeline.shards import Sample, manifest_entry, write_shard
 from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.spectrogram import SpectrogramOptions
-from beam_pipeline.statistics_checks import recover_moments
+from beam_pipeline.verify import command as verify
+from beam_pipeline.verify.block_report import SampleRules, row_digests
+from beam_pipeline.verify.shard_report import inspect_shard
+from beam_pipeline.verify.statistics_checks import recover_moments
 
 ROOT = Path(__file__).resolve().parents[1]
 SFREQ = 250.0

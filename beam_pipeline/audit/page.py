@@ -17,15 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from beam_pipeline.audit_summary import SessionAudit, TableAudit
-from beam_pipeline.audit_tally import Stimulus
-from beam_pipeline.audit_timing import MAINS, RateVerdict
-from beam_pipeline.audit_warnings import AuditWarning, Severity
+from beam_pipeline.audit.summary import SessionAudit, TableAudit
+from beam_pipeline.audit.table_warnings import AuditWarning, Severity
+from beam_pipeline.audit.tally import Stimulus
+from beam_pipeline.audit.timing import MAINS, RateVerdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent
 #: Told apart with every common kind of colour blindness.
 COLORS = ("#2166ac", "#d95f02", "#1b9e77", "#7b3294", "#a6761d", "#666666")
 WIDE, NARROW = 8.6, 3.7
@@ -67,7 +67,7 @@ def audit_page(audit: TableAudit, warnings: Sequence[AuditWarning], uri: str) ->
     environment.filters["count"] = lambda value: f"{value:,}"
     environment.filters["flags"] = mark_flags
     environment.filters["short"] = lambda value: f"{value:.3g}"
-    return environment.get_template("audit.html").render(
+    return environment.get_template("page.html").render(
         uri=uri,
         summary=summary_sentence(audit, warnings),
         audit=audit,

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from beam_pipeline.sample_model import LATENT_SCALE
-from beam_pipeline.sample_sessions import STIMULUS_AMPLITUDES, Session
+from beam_pipeline.sample.model import LATENT_SCALE
+from beam_pipeline.sample.sessions import STIMULUS_AMPLITUDES, Session
 
 DURATION: Final = 5.0
 ONSET: Final = 2.0

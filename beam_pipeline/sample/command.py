@@ -20,11 +20,11 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from beam_pipeline import console
-from beam_pipeline.sample_model import BAYES_N_TRIALS, LATENT_SCALE, bayes_accuracy
-from beam_pipeline.sample_options import SampleOptions
-from beam_pipeline.sample_sessions import draw_session, stimulus_order
-from beam_pipeline.sample_tables import LATENT_SCHEMA, encode_traces, session_tables
-from beam_pipeline.sample_traces import GAMMA_BAND, GAMMA_WINDOW, simulate
+from beam_pipeline.sample.model import BAYES_N_TRIALS, LATENT_SCALE, bayes_accuracy
+from beam_pipeline.sample.options import SampleOptions
+from beam_pipeline.sample.sessions import draw_session, stimulus_order
+from beam_pipeline.sample.tables import LATENT_SCHEMA, encode_traces, session_tables
+from beam_pipeline.sample.traces import GAMMA_BAND, GAMMA_WINDOW, simulate
 
 __all__ = [
     "SampleOptions",

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.sample_traces import ONSET
+from beam_pipeline.sample.traces import ONSET
 
 REASONS: Final = (
     "non_finite",

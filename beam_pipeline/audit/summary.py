@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from beam_pipeline.audit_tally import AuditTally, SessionTally, Stimulus, Timing
-from beam_pipeline.audit_timing import (
+from beam_pipeline.audit.tally import AuditTally, SessionTally, Stimulus, Timing
+from beam_pipeline.audit.timing import (
     EvokedPeak,
     LineNoise,
     SpectralPeak,

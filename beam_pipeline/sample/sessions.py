@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.sample_model import CONDITIONS
-from beam_pipeline.sample_streams import Stream, generator
+from beam_pipeline.sample.model import CONDITIONS
+from beam_pipeline.sample.streams import Stream, generator
 
 STIMULUS_FREQUENCIES: Final = tuple(float(f) for f in np.geomspace(4000, 32000, 8).round())
 STIMULUS_AMPLITUDES: Final = (40.0, 60.0, 80.0)

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from beam_pipeline.audit_summary import TableAudit
+from beam_pipeline.audit.summary import TableAudit
 from beam_pipeline.spectrogram import SpectrogramOptions
 
 MAX_NAMED = 5

@@ -9,9 +9,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.block_report import BlockReport, Problem
-from beam_pipeline.dataset_checks import Dataset, some
 from beam_pipeline.splits import SPLITS
+from beam_pipeline.verify.block_report import BlockReport, Problem
+from beam_pipeline.verify.dataset_checks import Dataset, some
 
 #: The different digests of a split, sorted, and the (block, row) where each occurs first.
 KnownDigests = tuple[NDArray[np.bytes_], list[tuple[BlockReport, int]]]

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.block_report import BlockReport, Problem
-from beam_pipeline.dataset_checks import Dataset, read_json, some
 from beam_pipeline.layout import LayoutError, SessionSummary, train_normalization
 from beam_pipeline.manifest import MANIFEST, SESSIONS, STATS
 from beam_pipeline.moments import UNIT
-from beam_pipeline.session_checks import blocks_of_sessions
+from beam_pipeline.verify.block_report import BlockReport, Problem
+from beam_pipeline.verify.dataset_checks import Dataset, read_json, some
+from beam_pipeline.verify.session_checks import blocks_of_sessions
 
 #: Half a unit in the last place of float16, and the writer's float32 steps.
 RELATIVE_ROUNDING = 2.0**-11 + 2.0**-20

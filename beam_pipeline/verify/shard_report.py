@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from beam_pipeline.block_report import BlockReport, Problem, SampleRules, inspect_sample
 from beam_pipeline.shards import MEMBERS, tar_end
+from beam_pipeline.verify.block_report import BlockReport, Problem, SampleRules, inspect_sample
 
 READ_BYTES = 1 << 16
 

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beam_pipeline.sample_bad_rows import REASONS, damage, draw_bad_trials
-from beam_pipeline.sample_model import latent_amplitudes
-from beam_pipeline.sample_options import SampleOptions
-from beam_pipeline.sample_sessions import Session, draw_session, stimulus_order
-from beam_pipeline.sample_streams import Stream, generator
-from beam_pipeline.sample_traces import DURATION, ONSET, simulate
+from beam_pipeline.sample.bad_rows import REASONS, damage, draw_bad_trials
+from beam_pipeline.sample.model import latent_amplitudes
+from beam_pipeline.sample.options import SampleOptions
+from beam_pipeline.sample.sessions import Session, draw_session, stimulus_order
+from beam_pipeline.sample.streams import Stream, generator
+from beam_pipeline.sample.traces import DURATION, ONSET, simulate
 
 # About 4 MB of traces are in memory at a time; the number is part of what makes the bytes.
 SAMPLES_PER_CHUNK: Final = 1_000_000

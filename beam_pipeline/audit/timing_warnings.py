@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from beam_pipeline.audit_summary import TableAudit
-from beam_pipeline.audit_timing import (
+from beam_pipeline.audit.summary import TableAudit
+from beam_pipeline.audit.table_warnings import AuditWarning, Severity
+from beam_pipeline.audit.timing import (
     EXPECTED_LATENCY,
     FACTORS,
     MAINS,
@@ -13,7 +14,6 @@ from beam_pipeline.audit_timing import (
     RateVerdict,
     rates_for_latency,
 )
-from beam_pipeline.audit_warnings import AuditWarning, Severity
 
 
 def timing_warnings(audit: TableAudit, sfreq_in_table: bool) -> Iterator[AuditWarning]:

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from beam_pipeline import console
-from beam_pipeline.audit_summary import TableAudit, summarize
-from beam_pipeline.audit_tally import AuditTally, Timing
-from beam_pipeline.audit_timing_warnings import timing_warnings
-from beam_pipeline.audit_warnings import AuditWarning, Severity, table_warnings
+from beam_pipeline.audit.summary import TableAudit, summarize
+from beam_pipeline.audit.table_warnings import AuditWarning, Severity, table_warnings
+from beam_pipeline.audit.tally import AuditTally, Timing
+from beam_pipeline.audit.timing_warnings import timing_warnings
 from beam_pipeline.manifest import write_atomically
 from beam_pipeline.options import add_source_arguments
 from beam_pipeline.sources import TraceSource
@@ -187,7 +187,7 @@ def run(args: argparse.Namespace) -> int:
         If the table cannot be read.
     """
     # Matplotlib takes a second to load, which other commands need not wait for.
-    from beam_pipeline.audit_page import audit_page
+    from beam_pipeline.audit.page import audit_page
 
     if args.sfreq is not None and not 0 < args.sfreq < np.inf:
         print(f"audit: --sfreq {args.sfreq:g} must be above 0 Hz", file=sys.stderr)

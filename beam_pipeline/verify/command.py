@@ -21,8 +21,11 @@ from typing import Any
 from rich.markup import escape
 
 from beam_pipeline import console
-from beam_pipeline.block_report import Problem, SampleRules
-from beam_pipeline.dataset_checks import (
+from beam_pipeline.layout import SessionSummary
+from beam_pipeline.manifest import MANIFEST, SESSIONS, Manifest, ManifestError, read_manifest
+from beam_pipeline.sessions_table import read_summaries
+from beam_pipeline.verify.block_report import Problem, SampleRules
+from beam_pipeline.verify.dataset_checks import (
     Dataset,
     check_files,
     check_indices,
@@ -31,10 +34,8 @@ from beam_pipeline.dataset_checks import (
     check_source,
     check_structure,
 )
-from beam_pipeline.layout import SessionSummary
-from beam_pipeline.leakage_checks import check_copies, check_leakage
-from beam_pipeline.manifest import MANIFEST, SESSIONS, Manifest, ManifestError, read_manifest
-from beam_pipeline.session_checks import (
+from beam_pipeline.verify.leakage_checks import check_copies, check_leakage
+from beam_pipeline.verify.session_checks import (
     check_blocks,
     check_layout,
     check_session_rows,
@@ -42,9 +43,8 @@ from beam_pipeline.session_checks import (
     check_totals,
     check_trial_order,
 )
-from beam_pipeline.sessions_table import read_summaries
-from beam_pipeline.shard_report import ShardReport, reread_shard
-from beam_pipeline.statistics_checks import check_moments, check_statistics
+from beam_pipeline.verify.shard_report import ShardReport, reread_shard
+from beam_pipeline.verify.statistics_checks import check_moments, check_statistics
 
 PRINTED_PROBLEMS = 200
 

@@ -1,0 +1,1 @@
+"""Look at a trace table before anything is made of it."""

@@ -1,0 +1,1 @@
+"""Generate LFP-like trace tables whose ground truth is known."""

@@ -1,0 +1,1 @@
+"""Reread a dataset and name whatever does not hold."""
