@@ -20,6 +20,15 @@ fi
 export PYTHONSAFEPATH=1
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
+# Looked for, not imported: Beam takes seconds to load.
+if ! "$python" - 2>/dev/null <<'EOF'; then
+import importlib.util, sys
+sys.exit(not all(map(importlib.util.find_spec, ("apache_beam", "pyarrow", "rich", "scipy"))))
+EOF
+  echo "error: $python lacks Python packages that this needs; run 'make venv' in $root first" >&2
+  exit 1
+fi
+
 if (($# == 0)); then
   cd -- "$root"
   "$python" -m beam_pipeline sample --output out/sample

@@ -19,6 +19,7 @@ EXTRAS_REQUIRE = {
         "apache-beam[gcp]>=2.70",
         "google-cloud-bigquery>=3.25",
         "Jinja2>=3.1",
+        "MarkupSafe>=2.1",
         "matplotlib>=3.9",
         "rich>=13.7",
     ],

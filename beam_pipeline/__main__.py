@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from beam_pipeline import __version__
+from beam_pipeline.errors import UsageError
 from beam_pipeline.options import join_signed_values
 
 _EXAMPLES = """examples:
@@ -88,7 +89,10 @@ def _all_flags(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage."""
+    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage.
+
+    What went wrong ends in one line on standard error, ``error: ...``, whatever the command.
+    """
     given = join_signed_values(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser(next((word for word in given if word in COMMANDS), None))
     args, rest = parser.parse_known_args(given)
@@ -99,13 +103,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except KeyboardInterrupt:
-        print("interrupted; the same command starts again", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if args.verbose:
-            traceback.print_exc()
-        print(f"error: {error or type(error).__name__}", file=sys.stderr)
+        _print_error("interrupted; the same command starts again", args.verbose)
         return 1
+    except Exception as error:
+        _print_error(str(error) or type(error).__name__, args.verbose)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _print_error(message: str, verbose: bool) -> None:
+    """Print the exception that is being handled."""
+    if verbose:
+        traceback.print_exc()
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

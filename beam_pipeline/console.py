@@ -125,14 +125,16 @@ def _show_lines(
 def print_table(
     title: str, header: Sequence[str], rows: Sequence[Sequence[object]], notes: str = ""
 ) -> None:
-    """Print a table to standard output; numbers are aligned to the right."""
+    """Print a table to standard output as it stands; numbers are aligned to the right."""
     # Title and notes stand outside the table: rich would wrap them to its width.
     table = Table()
     for index, name in enumerate(header):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left")
+        # As plain text: rich would read a class named `[b]` as markup.
+        table.add_column(Text(name), justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+        cells = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
+        table.add_row(*map(Text, cells))
     # A pipe has no width: without a floor, rich would wrap numbers at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     print(title)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,11 @@ from beam_pipeline.manifest import (
     SESSIONS,
     STATS,
     Manifest,
+    ManifestError,
     file_digest,
     package_versions,
     read_manifest,
     split_manifests,
-    write_atomically,
 )
 from beam_pipeline.moments import UNIT
 from beam_pipeline.options import DatasetOptions
@@ -45,8 +48,34 @@ CONTENTS = (
 )
 
 
+class IncompleteDatasetError(RuntimeError):
+    """What was written does not add up to what was read."""
+
+
 class DatasetExistsError(RuntimeError):
     """The output folder holds something that must not be lost."""
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keep other runs out of an output folder; a killed run's lock goes with it.
+
+    Raises
+    ------
+    DatasetExistsError
+        If another run holds the folder, or it is no folder.
+    """
+    if output.exists() and not output.is_dir():
+        raise DatasetExistsError(f"{output} is a file; --output needs a folder")
+    output.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise DatasetExistsError(f"another run is writing to {output}; wait for its end") from error
+    finally:
+        os.close(descriptor)
 
 
 def existing_dataset(
@@ -59,31 +88,90 @@ def existing_dataset(
     DatasetExistsError
         If `output` is something else that must not be lost.
     """
-    if output.exists() and not output.is_dir():
-        raise DatasetExistsError(f"{output} is a file; --output needs a folder")
-    if (output / MANIFEST).exists():
+    if not (output / MANIFEST).exists():
+        _check_foreign(output)
+        return None
+    try:
         manifest = read_manifest(output)
-        run = json.loads((output / RUN).read_text()) if (output / RUN).exists() else {}
-        same_options = manifest.fingerprint == options.fingerprint()
-        same_input = run.get("input_identity") == source.identity()
-        if same_options and same_input:
-            for leftover in WorkFolder.leftovers(output):
-                shutil.rmtree(leftover)
-            return manifest
-        if not overwrite:
-            what = "other options" if not same_options else "another or a changed input"
-            raise DatasetExistsError(
-                f"{output} holds a dataset made with {what}; choose another --output, or "
-                f"replace it with --overwrite{_changed_options(manifest, options)}"
+    except ManifestError as error:
+        raise DatasetExistsError(
+            f"{output}: {error}; choose another --output, or delete it yourself"
+        ) from error
+    if overwrite:
+        same = manifest.fingerprint == options.fingerprint() and _is_whole(output, manifest)
+        return manifest if same and _input_identity(output) == source.identity() else None
+    if manifest.fingerprint != options.fingerprint():
+        problem = f"was made with other options{_changed_options(manifest, options)}"
+    elif _input_identity(output) is None:
+        problem = f"does not say from which input it was made ({RUN} is missing or damaged)"
+    elif _input_identity(output) != source.identity():
+        problem = "was made from another or a changed input"
+    elif not _is_whole(output, manifest):
+        problem = "is damaged: files are missing or have another size (see the verify command)"
+    else:
+        return manifest
+    raise DatasetExistsError(
+        f"the dataset in {output} {problem}; choose another --output, or replace it with "
+        "--overwrite"
+    )
+
+
+def _check_foreign(output: Path) -> None:
+    """Refuse a folder with anything in it that no run of ours has put there."""
+    interrupted = any(work.installing.exists() for work in WorkFolder.leftovers(output))
+    ours = set(CONTENTS) if interrupted else set()
+    foreign = sorted(
+        path.name for path in output.iterdir() if path.name[0] != "." and path.name not in ours
+    )
+    if foreign:
+        raise DatasetExistsError(
+            f"{output} is neither empty nor a dataset: it holds {', '.join(foreign[:5])}; "
+            "choose another --output"
+        )
+
+
+def _input_identity(output: Path) -> list[Any] | None:
+    try:
+        identity = json.loads((output / RUN).read_text())["input_identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return identity if isinstance(identity, list) else None
+
+
+def _is_whole(output: Path, manifest: Manifest) -> bool:
+    sizes = {path: entry["bytes"] for path, entry in manifest.files.items()}
+    sizes |= {shard["path"]: shard["bytes"] for shard in manifest.shards}
+    return all(
+        (output / path).is_file() and (output / path).stat().st_size == size
+        for path, size in sizes.items()
+    )
+
+
+def check_complete(manifest: Manifest) -> None:
+    """Check that every row is used or rejected, and every used trial is in a shard.
+
+    Beam's local runner has been seen to lose elements between its processes in silence
+    (docs/decisions/0005), so its result is counted before it becomes a dataset.
+
+    Raises
+    ------
+    IncompleteDatasetError
+        If the numbers do not add up.
+    """
+    for name, split in manifest.splits.items():
+        expected = sum(split.trials_per_class.values())
+        if split.trials != expected:
+            raise IncompleteDatasetError(
+                f"the shards of {name} hold {split.trials:,} of {expected:,} trials: the runner "
+                "lost some; run again"
             )
-    elif output.exists() and not WorkFolder.leftovers(output):
-        foreign = sorted(path.name for path in output.iterdir())
-        if foreign:
-            raise DatasetExistsError(
-                f"{output} is neither empty nor a dataset: it holds {', '.join(foreign[:5])}; "
-                "choose another --output"
-            )
-    return None
+    used = sum(split.trials for split in manifest.splits.values())
+    rejected = sum(manifest.rejects.values())
+    if used + rejected != manifest.source["rows"]:
+        raise IncompleteDatasetError(
+            f"{used:,} used and {rejected:,} rejected rows are not the "
+            f"{manifest.source['rows']:,} of the table: the runner lost some; run again"
+        )
 
 
 def _changed_options(manifest: Manifest, options: DatasetOptions) -> str:
@@ -101,7 +189,6 @@ def describe(
     options: DatasetOptions,
     spectrogram: Spectrogram,
     work: WorkFolder,
-    n_clipped: int,
 ) -> Manifest:
     """Write everything beside the shards into the work folder and return the manifest."""
     folder = work.dataset
@@ -130,10 +217,11 @@ def describe(
             path.stem: len(path.read_text().splitlines())
             for path in sorted(work.rejects.glob("*.jsonl"))
         },
-        values_clipped=n_clipped,
+        values_clipped=sum(shard.values_clipped for shard in shards),
         files={},
         versions=package_versions(),
     )
+    check_complete(manifest)
     (folder / "README.md").write_text(dataset_card(manifest))
     (folder / PICTURE).write_bytes(mean_spectrograms_png(work.pictures, manifest))
     described = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -185,7 +273,14 @@ def describe_source(source: TraceSource, summaries: Sequence[SessionSummary]) ->
 
 
 def install(work: WorkFolder, manifest: Manifest, output: Path) -> None:
-    """Move a finished dataset into place; its manifest appears last."""
+    """Move a finished dataset into place; its manifest appears last.
+
+    All is on the disk before the first file moves, so that not even a power cut leaves a manifest
+    beside a file that is not whole.
+    """
+    (work.dataset / MANIFEST).write_text(manifest.to_json())
+    _flush(work.dataset)
+    work.installing.touch()
     (output / MANIFEST).unlink(missing_ok=True)
     for name in CONTENTS:
         old = output / name
@@ -194,5 +289,17 @@ def install(work: WorkFolder, manifest: Manifest, output: Path) -> None:
         else:
             old.unlink(missing_ok=True)
         (work.dataset / name).rename(old)
-    write_atomically(output / MANIFEST, manifest.to_json())
+    _flush(output, recursive=False)
+    (work.dataset / MANIFEST).rename(output / MANIFEST)
+    _flush(output, recursive=False)
     work.remove()
+
+
+def _flush(folder: Path, recursive: bool = True) -> None:
+    """Have the disk keep a folder's entries, and with `recursive` everything below it."""
+    for path in [*(folder.rglob("*") if recursive else ()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -15,7 +15,13 @@ from beam_pipeline.moments import MAX_MAGNITUDE, UNIT, Moments, exact_sum
 from beam_pipeline.options import DatasetOptions
 from beam_pipeline.sessions import Block
 from beam_pipeline.shards import Sample, tar_sample_size
-from beam_pipeline.splits import SPLITS, SessionCount, SplitError, assign_splits
+from beam_pipeline.splits import (
+    SPLITS,
+    SessionCount,
+    SplitError,
+    assign_splits,
+    required_splits,
+)
 from beam_pipeline.splits_file import apply_splits_file
 from beam_pipeline.traces import Reason, Reject
 
@@ -35,7 +41,7 @@ class SessionSummary:
     moments : Moments
         Of the log-power (or rescaled power) spectrograms, before gain and normalisation.
     baseline_sum : int
-        Sum of the baseline spectra over trials and frequencies, in units of 2**-40.
+        Sum of the baseline spectra over trials and frequencies, in units of 2**-128.
     content : int
         Sum of the trials' digests modulo 2**128: what was used, whatever the order.
     """
@@ -54,9 +60,12 @@ class SessionSummary:
         return sum(n_trials for _, n_trials in self.blocks)
 
     def gain(self) -> int:
-        """Return the session's mean log power of the baseline window, in units of 2**-40."""
+        """Return the session's mean log power of the baseline window, in units of 2**-128.
+
+        It is rounded to float64, so that ``sessions.parquet`` holds it exactly.
+        """
         n_values = self.n_trials * len(self.moments.sums)
-        return round(Fraction(self.baseline_sum, n_values))
+        return round(Fraction(float(Fraction(self.baseline_sum, n_values * UNIT))) * UNIT)
 
 
 def merge_summaries(parts: Iterable[SessionSummary]) -> SessionSummary:
@@ -94,7 +103,8 @@ def survey_block(
     rejects : list of Reject
     """
     # Comparisons with NaN are false, so this finds NaN and infinity too.
-    usable = (np.abs(values).max(axis=(1, 2)) < MAX_MAGNITUDE) & np.isfinite(baseline).all(axis=1)
+    low, high = values.min(axis=(1, 2)), values.max(axis=(1, 2))
+    usable = (low > -MAX_MAGNITUDE) & (high < MAX_MAGNITUDE) & np.isfinite(baseline).all(axis=1)
     detail = f"its spectrogram is not finite, or exceeds {MAX_MAGNITUDE:.0e}"
     rejects = [
         Reject(block.session, trial_num, Reason.UNUSABLE_SPECTROGRAM, detail)
@@ -113,7 +123,8 @@ def survey_block(
         int(exact_sum(baseline.sum(axis=1, dtype=np.float64))),
         sum(int.from_bytes(digest.tobytes(), "big") for digest in block.digest) % CONTENT_MODULUS,
     )
-    return block, summary, rejects
+    # The digests are summed up; the runner need not carry them any further.
+    return replace(block, digest=block.digest[:0]), summary, rejects
 
 
 @dataclass(frozen=True)
@@ -150,7 +161,7 @@ class Layout:
     split_of : dict
         Split of each session.
     gains : dict
-        What is subtracted from a session's log power, in units of 2**-40; zero without gain
+        What is subtracted from a session's log power, in units of 2**-128; zero without gain
         correction.
     normalization : Normalization
     shard_starts : dict
@@ -171,14 +182,10 @@ class Layout:
 
     def sample(
         self, block: Block, values: NDArray[np.float32], baseline: NDArray[np.float32]
-    ) -> tuple[Sample, int]:
+    ) -> Sample:
         """Normalise a block's spectrograms (in place) into a sample.
 
-        Returns
-        -------
-        sample : Sample
-        n_clipped : int
-            Values beyond the range of float16, set to its limit.
+        Values beyond the range of float16 are set to its limit, and counted.
         """
         norm = self.normalization
         shift = (self.gains[block.session] / UNIT + norm.mean).astype(np.float32)
@@ -199,7 +206,7 @@ class Layout:
             "amplitude": _nullable(block.amplitude),
         }
         key = block_key(block.session, block.block)
-        return Sample(key, values.astype(np.float16), baseline, metadata), n_clipped
+        return Sample(key, values.astype(np.float16), baseline, metadata, n_clipped)
 
 
 def _nullable(values: NDArray[np.float64]) -> list[float | None]:
@@ -211,12 +218,58 @@ class LayoutError(ValueError):
     """The table cannot become a sound dataset; nothing has been written."""
 
 
+def decide_splits(
+    counts: Sequence[SessionCount],
+    options: DatasetOptions,
+    rejected_sessions: Collection[str] = (),
+) -> dict[str, str]:
+    """Return the split of each session: as the splits file says, else by ratios and seed.
+
+    Parameters
+    ----------
+    counts : sequence of SessionCount
+        One entry a session.
+    options : DatasetOptions
+    rejected_sessions : collection of str
+        Sessions of which trials were rejected; see `apply_splits_file`.
+
+    Raises
+    ------
+    SplitError
+        If a class has no trial, there are fewer than two classes, or no sound split exists.
+    """
+    _check_classes(counts, options.classes)
+    if options.splits is None:
+        return assign_splits(counts, options.split_ratios, options.split_seed)
+    required = required_splits(options.split_ratios)
+    return apply_splits_file(counts, options.splits, required, rejected_sessions)
+
+
+def _check_classes(counts: Sequence[SessionCount], classes: Sequence[str] | None) -> None:
+    trials = Counter[str]()
+    for count in counts:
+        trials[count.condition] += count.n_trials
+    held = ", ".join(f"{name} {n:,}" for name, n in sorted(trials.items())) or "none"
+    missing = [name for name in classes or () if not trials[name]]
+    if missing:
+        raise SplitError(
+            f"no usable trial has the class {' or '.join(missing)} (usable trials: {held}): "
+            "mend the table, or leave the class out of --classes"
+        )
+    if len(+trials) < 2:
+        raise SplitError(
+            f"a dataset needs trials of at least two classes (usable trials: {held}): mend the "
+            "table, or name more of its conditions with --classes"
+        )
+
+
 def plan_layout(
     summaries: Iterable[SessionSummary],
     reject_counts: Mapping[str, int],
     n_rows: int,
     options: DatasetOptions,
     shape: tuple[int, int],
+    rejected_sessions: Collection[str] = (),
 ) -> Layout:
     """Decide splits, statistics and shards from the sessions' summaries.
 
@@ -230,11 +283,14 @@ def plan_layout(
     options : DatasetOptions
     shape : tuple of int
         (n_freqs, n_times) of a trial.
+    rejected_sessions : collection of str
+        Sessions of which trials were rejected.
 
     Raises
     ------
     LayoutError
-        If too many rows were rejected, rows got lost, or no sound split exists.
+        If too many rows were rejected, rows got lost, a class has no trial left, or no sound
+        split exists.
     """
     sessions = sorted(summaries, key=lambda summary: summary.session)
     n_used = sum(summary.n_trials for summary in sessions)
@@ -244,12 +300,10 @@ def plan_layout(
         for summary in sessions
     ]
     try:
-        if options.splits is not None:
-            split_of = apply_splits_file(counts, options.splits)
-        else:
-            split_of = assign_splits(counts, options.split_ratios, options.split_seed)
+        split_of = decide_splits(counts, options, rejected_sessions)
     except SplitError as error:
-        raise LayoutError(str(error)) from error
+        reasons = f"\nRejected rows: {_listed(reject_counts)}" if reject_counts else ""
+        raise LayoutError(f"{error}{reasons}") from error
     gains = {summary.session: 0 for summary in sessions}
     if options.gain_correction == "session":
         gains = {summary.session: summary.gain() for summary in sessions}
@@ -269,11 +323,9 @@ def _check_rejects(
     if n_used + n_rejected != n_rows:
         raise LayoutError(
             f"{n_rows:,} rows went in, but {n_used:,} used and {n_rejected:,} rejected came out: "
-            "the table changed while it was read; run again"
+            "the table changed while it was read, or the runner lost rows; run again"
         )
-    reasons = ", ".join(
-        f"{reason} {count:,}" for reason, count in Counter(reject_counts).most_common()
-    )
+    reasons = _listed(reject_counts)
     if n_used == 0:
         raise LayoutError(f"all {n_rows:,} rows are rejected: {reasons}")
     if n_rejected > max_fraction * n_rows:
@@ -281,6 +333,11 @@ def _check_rejects(
             f"{n_rejected:,} of {n_rows:,} rows ({n_rejected / n_rows:.1%}) are rejected, more "
             f"than --max_reject_fraction {max_fraction:g}: {reasons}"
         )
+
+
+def _listed(reject_counts: Mapping[str, int]) -> str:
+    most = Counter(reject_counts).most_common()
+    return ", ".join(f"{reason} {count:,}" for reason, count in most)
 
 
 def train_normalization(

@@ -6,7 +6,6 @@ names the runner that executes in this process and in SDK workers it starts.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,8 +20,10 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
-from apache_beam.runners.runner import PipelineRunner, create_runner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+from beam_pipeline.cpus import n_cpus
+from beam_pipeline.errors import UsageError
 
 LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner")
 
@@ -36,15 +37,22 @@ def pipeline_options(arguments: Sequence[str], verbose: bool = False) -> Pipelin
         Flags of Beam.
     verbose : bool
         Let the workers' logs through.
+
+    Raises
+    ------
+    UsageError
+        If another than a local runner is asked for.
     """
     options = PipelineOptions(list(arguments))
     standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)
     if standard.runner not in LOCAL_RUNNERS:
-        return options
+        raise UsageError(
+            f"--runner {standard.runner}: only local runs are possible so far (DirectRunner)"
+        )
     standard.runner = "FnApiRunner"
     given = {argument.split("=")[0] for argument in arguments}
     if "--direct_num_workers" not in given:
-        direct.direct_num_workers = len(os.sched_getaffinity(0))
+        direct.direct_num_workers = n_cpus()
     if "--direct_running_mode" not in given:
         several = direct.direct_num_workers != 1
         direct.direct_running_mode = "multi_processing" if several else "in_memory"
@@ -54,8 +62,8 @@ def pipeline_options(arguments: Sequence[str], verbose: bool = False) -> Pipelin
     return options
 
 
-def choose_runner(options: PipelineOptions, worker_log: Path) -> PipelineRunner:
-    """Return the runner of a pipeline.
+def local_runner(options: PipelineOptions, worker_log: Path) -> fn_runner.FnApiRunner:
+    """Return the runner of a local pipeline.
 
     Parameters
     ----------
@@ -66,9 +74,6 @@ def choose_runner(options: PipelineOptions, worker_log: Path) -> PipelineRunner:
         Gets what local worker processes write to stderr. Beam prints each traceback there, in
         full and once a worker, while the launcher reports the error in one line.
     """
-    name = options.view_as(StandardOptions).runner
-    if name != "FnApiRunner":
-        return create_runner(name)
     direct = options.view_as(DirectOptions)
     environment = None
     if direct.direct_running_mode == "multi_processing":

@@ -22,7 +22,7 @@ MANIFEST = "dataset.json"
 STATS = "spectrogram_norm_stats.json"
 SESSIONS = "sessions.parquet"
 RUN = "run.json"
-PACKAGES = ("numpy", "scipy", "pyarrow", "apache-beam")
+PACKAGES = ("numpy", "scipy", "pyarrow", "apache-beam", "matplotlib")
 
 
 class ManifestError(ValueError):

@@ -1,9 +1,9 @@
 """Exact, order-independent sums of spectrogram values.
 
 Float addition depends on the order of the terms, so means merged in another order differ in
-their last bits. Here every trial's sum over time is rounded once to a multiple of 2**-40, and
-all further addition is on integers: any grouping, any order and any number of workers give the
-same bits.
+their last bits. Here every trial's sum over time, a float64, becomes a whole multiple of 2**-128,
+and all further addition is on integers: any grouping, any order and any number of workers give
+the same bits. The unit is that small because squared power in V**2/Hz is.
 """
 
 from __future__ import annotations
@@ -16,36 +16,43 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-FRACTION_BITS = 40
+FRACTION_BITS = 128
 UNIT = 1 << FRACTION_BITS
+MANTISSA_BITS = 53
+#: Values whose exponents differ by less than this are summed together.
+SHIFT_STEP = 8
 HALF_BITS = 32
 HALF_MASK = (1 << HALF_BITS) - 1
-#: Beyond this magnitude a sum of squares over a long trial could leave the 64-bit integers.
-MAX_MAGNITUDE = float(1 << 20)
+#: Beyond this magnitude sums of squares could leave the decimals of ``sessions.parquet``.
+MAX_MAGNITUDE = float(1 << 40)
 
 
 def exact_sum(values: NDArray[np.float64]) -> NDArray[np.object_]:
-    """Sum over the first axis as Python integers in units of 2**-40.
+    """Sum over the first axis as Python integers in units of 2**-128.
 
     Parameters
     ----------
     values : float64 array of shape (n, ...)
-        Finite, each below 2**63 in magnitude; n below 2**22.
+        Finite; n below 2**22. Values below 2**-75 in magnitude are rounded to the unit, others
+        are taken exactly.
 
     Returns
     -------
     object array of shape (...)
         Python integers.
     """
-    floor = np.floor(values)
-    fraction = np.rint((values - floor) * UNIT).astype(np.int64)
-    whole = floor.astype(np.int64)
-    # In two halves, because the sum of the whole numbers may need more than 64 bits.
-    high = (whole >> HALF_BITS).sum(axis=0).astype(object)
-    low = (whole & HALF_MASK).sum(axis=0).astype(object)
-    total = (high << HALF_BITS) + low
-    scaled: NDArray[np.object_] = np.asarray(total * UNIT + fraction.sum(axis=0).astype(object))
-    return scaled
+    _, exponents = np.frexp(values)
+    shifts = np.maximum(exponents + (FRACTION_BITS - MANTISSA_BITS), 0)
+    shifts -= shifts % SHIFT_STEP
+    integers = np.rint(np.ldexp(values, FRACTION_BITS - shifts)).astype(np.int64)
+    total = np.zeros(values.shape[1:], dtype=object)
+    for shift in np.unique(shifts).tolist():
+        chosen = np.where(shifts == shift, integers, 0)
+        # In two halves, because the sum of the integers may need more than 64 bits.
+        high = (chosen >> HALF_BITS).sum(axis=0).astype(object)
+        low = (chosen & HALF_MASK).sum(axis=0).astype(object)
+        total = total + ((high * (1 << HALF_BITS) + low) * (1 << shift))
+    return np.asarray(total, dtype=object)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Moments:
     count : int
         Values summed at each frequency (trials times frames).
     sums, squares : tuple of int
-        One per frequency, in units of 2**-40.
+        One per frequency, in units of 2**-128.
     """
 
     count: int
@@ -77,11 +84,16 @@ class Moments:
         float64, so that a standard deviation is good to 1e-9 as long as it is above a thousandth
         of the mean.
         """
-        n_trials, _, n_times = values.shape
-        wide = values.astype(np.float64)
-        sums = exact_sum(wide.sum(axis=2))
-        squares = exact_sum(np.square(wide, out=wide).sum(axis=2))
-        return cls(n_trials * n_times, tuple(sums.tolist()), tuple(squares.tolist()))
+        n_trials, n_freqs, n_times = values.shape
+        sums = np.empty((2, n_trials, n_freqs))
+        wide = np.empty(values.shape[1:])
+        # Trial by trial, which fits the cache.
+        for trial, spectrogram in enumerate(values):
+            wide[:] = spectrogram
+            wide.sum(axis=1, out=sums[0, trial])
+            np.square(wide, out=wide).sum(axis=1, out=sums[1, trial])
+        first, second = (tuple(exact_sum(part).tolist()) for part in sums)
+        return cls(n_trials * n_times, first, second)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
@@ -104,7 +116,7 @@ class Moments:
         Parameters
         ----------
         offset : int
-            In units of 2**-40.
+            In units of 2**-128.
         """
         # sum((x - g)^2) = sum(x^2) - 2 g sum(x) + n g^2
         squares = tuple(

@@ -5,14 +5,25 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from beam_pipeline.errors import UsageError
 from beam_pipeline.sources import SourceError, TraceSource, parse_column_names
-from beam_pipeline.spectrogram import Spectrogram, SpectrogramOptions
+from beam_pipeline.spectrogram import Spectrogram
+from beam_pipeline.spectrogram_options import (
+    BASELINE_MODES,
+    DETRENDS,
+    FREQ_SCALES,
+    METHODS,
+    SCALINGS,
+    SpectrogramOptions,
+)
+from beam_pipeline.splits import SplitError, required_splits
 from beam_pipeline.splits_file import SplitsFile, read_splits_file
-from beam_pipeline.traces import ScreeningOptions
+from beam_pipeline.traces import SFREQ_TOLERANCE, ScreeningOptions
 
 NORMALIZATIONS = ("global", "per_frequency", "none")
 GAIN_CORRECTIONS = ("none", "session")
@@ -20,7 +31,13 @@ GAIN_CORRECTIONS = ("none", "session")
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What makes two datasets from the same rows equal or different."""
+    """What makes two datasets from the same rows equal or different.
+
+    Raises
+    ------
+    UsageError
+        If a value is out of range, or contradicts another.
+    """
 
     spectrogram: SpectrogramOptions
     columns: dict[str, str]
@@ -40,8 +57,19 @@ class DatasetOptions:
     num_shards: int | None = None
 
     def __post_init__(self) -> None:
+        """Check what needs no table."""
+        try:
+            required_splits(self.split_ratios)
+        except SplitError as error:
+            raise UsageError(str(error)) from error
+        if self.onset is not None and not math.isfinite(self.onset):
+            raise UsageError(f"--onset {self.onset} must be a finite number of seconds")
+        if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
+            raise UsageError(
+                f"--classes {','.join(self.classes)} must name at least two classes, each once"
+            )
         if self.gain_correction == "session" and self.spectrogram.baseline_mode != "trace":
-            raise ValueError(
+            raise UsageError(
                 "--gain_correction session works on log power, so it needs --baseline_mode trace "
                 f"(the mode {self.spectrogram.baseline_mode} already relates each trial to its "
                 "own baseline)"
@@ -198,18 +226,18 @@ def _add_spectrogram_arguments(parser: argparse.ArgumentParser) -> None:
         "trace: subtract the baseline mean from the trace; others: rescale the power as "
         "mne.baseline.rescale does, per trial and frequency (this can delete a class that "
         "differs in background power)",
-        choices=("trace", "mean", "ratio", "logratio", "percent", "zscore", "zlogratio"),
+        choices=BASELINE_MODES,
     )
-    add("method", str, "time-frequency method", choices=("stft", "multitaper", "morlet"))
+    add("method", str, "time-frequency method", choices=METHODS)
     add("fmin", float, "lowest frequency in Hz (default: all of the STFT; 4 for wavelets)")
     add("fmax", float, "highest frequency in Hz (default: all of the STFT; 150 for wavelets)")
     add("n_freqs", int, "number of frequencies (default: the STFT's bins; 64 for wavelets)")
-    add("freq_scale", str, "spacing of --n_freqs", choices=("linear", "log"))
+    add("freq_scale", str, "spacing of --n_freqs", choices=FREQ_SCALES)
     add("window", str, "STFT: SciPy's name of the window, taken as symmetric")
     add("nperseg", int, "STFT: samples of a segment")
     add("noverlap", int, "STFT: samples that neighbouring segments share")
-    add("detrend", str, "STFT: per segment", choices=("constant", "linear", "none"))
-    add("scaling", str, "STFT: power density or power", choices=("density", "spectrum"))
+    add("detrend", str, "STFT: per segment", choices=DETRENDS)
+    add("scaling", str, "STFT: power density or power", choices=SCALINGS)
     add("n_cycles", float, "Morlet, multitaper: cycles in a wavelet")
     add("time_bandwidth", float, "multitaper: time-bandwidth product")
     add("decim", int, "Morlet, multitaper: keep every n-th sample")
@@ -244,7 +272,8 @@ def _add_split_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--splits",
         metavar="FILE",
-        help="CSV or JSON with session or subject, and split: overrides the ratios",
+        help="CSV or JSON with session or subject, and split: overrides the ratios, but a split "
+        "of ratio 0 need not hold every class",
     )
     group.add_argument(
         "--block_trials",
@@ -283,6 +312,8 @@ def join_signed_values(arguments: Sequence[str]) -> list[str]:
 def resolve_sfreq(source: TraceSource, sfreq: float | None) -> float:
     """Return the dataset's sampling rate: the flag's, or the only one in the table.
 
+    Rates that differ by less than `SFREQ_TOLERANCE` are one rate in several precisions.
+
     Raises
     ------
     SourceError
@@ -295,18 +326,15 @@ def resolve_sfreq(source: TraceSource, sfreq: float | None) -> float:
             "the sampling rate is unknown: the table has no sfreq column; pass --sfreq HZ "
             "(or --columns sfreq=COLUMN)"
         )
-    rates = [
-        rate
-        for rate in source.read_columns(["sfreq"]).column("sfreq").unique().to_pylist()
-        if rate is not None and rate > 0
-    ]
-    if len(rates) != 1:
-        found = ", ".join(f"{rate:g}" for rate in sorted(rates)[:5]) or "no valid rate"
+    rates = sorted(rate for rate in _distinct(source, "sfreq") if 0 < rate < math.inf)
+    if not rates or rates[-1] - rates[0] > SFREQ_TOLERANCE * rates[0]:
+        found = ", ".join(f"{rate:g}" for rate in rates[:5]) or "no valid rate"
         raise SourceError(
             f"the table holds {found} Hz: pass --sfreq HZ, with --resample to bring other rates "
             "to it or without to reject them"
         )
-    return float(rates[0])
+    # Fewest digits: what the others are in another precision.
+    return min(rates, key=lambda rate: (len(repr(rate)), rate))
 
 
 def check_onset(source: TraceSource, onset: float | None, spectrogram: SpectrogramOptions) -> None:
@@ -315,22 +343,32 @@ def check_onset(source: TraceSource, onset: float | None, spectrogram: Spectrogr
     Raises
     ------
     SourceError
-        If no onset is given, or the baseline begins before the trace does.
+        If no onset is given, or the baseline begins before every trace does.
+    UsageError
+        If it does by the flag.
     """
-    if "onset" not in source.columns:
-        if onset is None:
-            raise SourceError(
-                "the stimulus onset is unknown: the table has no onset column; pass --onset "
-                "SECONDS from the start of the trace (or --columns onset=COLUMN)"
-            )
-        start = spectrogram.baseline[0]
-        # Half a sample: onsets and windows are rounded to samples.
-        if onset + start < -0.5 / spectrogram.sfreq:
-            raise SourceError(
-                f"the baseline {start:g} to {spectrogram.baseline[1]:g} s is empty: the onset is "
-                f"{onset:g} s after the start of the trace, so nothing was recorded "
-                f"{-start:g} s before it; pass a --baseline inside the trace"
-            )
+    stated = _distinct(source, "onset") if "onset" in source.columns else [math.nan]
+    onsets = [value if onset is None or not math.isnan(value) else onset for value in stated]
+    latest = max(filter(math.isfinite, onsets), default=None)
+    if latest is None:
+        raise SourceError(
+            "the stimulus onset is unknown: the table has no onset column, or no number in it; "
+            "pass --onset SECONDS from the start of the trace (or --columns onset=COLUMN)"
+        )
+    start = spectrogram.baseline[0]
+    # Half a sample: onsets and windows are rounded to samples.
+    if latest + start < -0.5 / spectrogram.sfreq:
+        raise (UsageError if latest == onset else SourceError)(
+            f"the baseline {start:g} to {spectrogram.baseline[1]:g} s is empty: the onset is "
+            f"{latest:g} s after the start of the trace, so nothing was recorded "
+            f"{-start:g} s before it; pass a --baseline inside the trace"
+        )
+
+
+def _distinct(source: TraceSource, column: str) -> list[float]:
+    """Return the distinct values of a column of numbers, NaN for null."""
+    values = source.read_columns([column]).column(column).unique().to_pylist()
+    return [math.nan if value is None else float(value) for value in values]
 
 
 def dataset_options(args: argparse.Namespace, source: TraceSource) -> DatasetOptions:
@@ -338,20 +376,31 @@ def dataset_options(args: argparse.Namespace, source: TraceSource) -> DatasetOpt
 
     Raises
     ------
-    ValueError
-        If flags contradict each other or the table.
+    UsageError
+        If a flag has a wrong value, or flags contradict each other.
+    SourceError
+        If the table does not say what the flags leave open, or leaves no room for a baseline.
+    SplitError
+        If the splits file is wrong.
     """
+    sfreq = resolve_sfreq(source, args.sfreq)
+    splits = None if args.splits is None else read_splits_file(args.splits)
     names = {field.name for field in fields(SpectrogramOptions)} - {"sfreq"}
-    spectrogram = SpectrogramOptions(
-        sfreq=resolve_sfreq(source, args.sfreq), **{name: getattr(args, name) for name in names}
-    )
-    check_onset(source, args.onset, spectrogram)
     rest = {field.name for field in fields(DatasetOptions)} - {"spectrogram", "splits"}
-    return DatasetOptions(
-        spectrogram=spectrogram,
-        splits=None if args.splits is None else read_splits_file(args.splits),
-        **{name: getattr(args, name) for name in rest},
-    )
+    try:
+        options = DatasetOptions(
+            spectrogram=SpectrogramOptions(
+                sfreq=sfreq, **{name: getattr(args, name) for name in names}
+            ),
+            splits=splits,
+            **{name: getattr(args, name) for name in rest},
+        )
+        # Whether a window holds a frame, or a wavelet fits, shows only when they are laid out.
+        Spectrogram(options.spectrogram)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    check_onset(source, args.onset, options.spectrogram)
+    return options
 
 
 def screening_options(
@@ -362,7 +411,6 @@ def screening_options(
         options.spectrogram.sfreq,
         options.onset,
         options.resample,
-        options.classes,
         options.max_railed_fraction,
         spectrogram.segment,
         spectrogram.n_samples,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,7 +14,8 @@ import pyarrow as pa
 
 from beam_pipeline.blocks import n_shards_for
 from beam_pipeline.console import format_bytes, print_table
-from beam_pipeline.layout import survey_block
+from beam_pipeline.cpus import n_cpus
+from beam_pipeline.layout import decide_splits, survey_block
 from beam_pipeline.options import (
     DatasetOptions,
     add_dataset_arguments,
@@ -29,15 +29,15 @@ from beam_pipeline.shards import npy_bytes, tar_sample_size
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.spectrogram import Spectrogram
-from beam_pipeline.splits import SPLITS, SessionCount, SplitError, assign_splits
-from beam_pipeline.splits_file import apply_splits_file
+from beam_pipeline.splits import SPLITS, SessionCount
 from beam_pipeline.traces import Reject, TrialBatch, screen
 
 SAMPLE_PIECES = 8
 SAMPLE_ROWS = 32
+SHOWN_SESSIONS = 5
 #: Measured at the lab's size (docs/benchmarks.md): interpreter, Beam, NumPy, SciPy and Arrow.
 PROCESS_BYTES = 260e6
-START_SECONDS = 6.0
+START_SECONDS = 3.5
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,61 @@ def count_sessions(table: pa.Table) -> list[SessionCount]:
     Parameters
     ----------
     table : pyarrow.Table
-        Columns session, condition, trial_num and, where there is one, subject. Rows without a
-        session or condition are left out; a session with several conditions counts under each.
+        Columns session, condition and, where there is one, subject. Rows without a session or
+        condition are left out; a session with several conditions or subjects counts under each.
     """
     keys = [name for name in ("session", "subject", "condition") if name in table.column_names]
     counted = table.group_by(keys).aggregate([([], "count_all")])
     return sorted(
         (
-            SessionCount(row["session"], row.get("subject"), row["condition"], row["count_all"])
+            SessionCount(
+                row["session"], row.get("subject") or None, row["condition"], row["count_all"]
+            )
             for row in counted.to_pylist()
             if row["session"] and row["condition"]
         ),
-        key=lambda count: (count.session, count.condition),
+        key=lambda count: (count.session, count.condition, count.subject or ""),
     )
+
+
+def usable_sessions(
+    counts: Sequence[SessionCount], classes: Collection[str] | None
+) -> tuple[list[SessionCount], dict[str, str]]:
+    """Leave out what a run rejects for what a session's rows say together.
+
+    Parameters
+    ----------
+    counts : sequence of SessionCount
+        From `count_sessions`.
+    classes : collection of str or None
+        The known conditions; None takes every condition as known.
+
+    Returns
+    -------
+    usable : list of SessionCount
+        One entry a session.
+    rejected : dict
+        Why each of the other sessions is not used; see `sessions.resolve_session`.
+    """
+    of_session: dict[str, list[SessionCount]] = defaultdict(list)
+    for count in counts:
+        of_session[count.session].append(count)
+    usable: list[SessionCount] = []
+    rejected: dict[str, str] = {}
+    for session, parts in of_session.items():
+        conditions = sorted({part.condition for part in parts})
+        subjects = sorted({part.subject for part in parts if part.subject is not None})
+        if len(conditions) > 1:
+            rejected[session] = f"conditions {', '.join(conditions)}"
+        elif classes is not None and conditions[0] not in classes:
+            rejected[session] = f"unknown condition {conditions[0]}"
+        elif len(subjects) > 1:
+            rejected[session] = f"subjects {', '.join(subjects)}"
+        else:
+            subject = subjects[0] if subjects else None
+            n_trials = sum(part.n_trials for part in parts if part.subject == subject)
+            usable.append(SessionCount(session, subject, conditions[0], n_trials))
+    return usable, rejected
 
 
 def sample_batches(source: TraceSource) -> Iterator[pa.RecordBatch]:
@@ -109,7 +151,7 @@ def measure_cost(source: TraceSource, options: DatasetOptions) -> TrialCost:
 
 
 def _as_block(trials: TrialBatch) -> Block:
-    nowhere = np.zeros(len(trials.trial_num), np.int64)
+    nowhere = np.zeros(len(trials.trial_num), np.int32)
     return Block(
         trials.session[0],
         trials.subject[0],
@@ -123,19 +165,6 @@ def _as_block(trials: TrialBatch) -> Block:
     )
 
 
-def plan_splits(counts: Sequence[SessionCount], options: DatasetOptions) -> dict[str, str]:
-    """Return the split of each session if every row were used.
-
-    Raises
-    ------
-    SplitError
-        If no sound split exists.
-    """
-    if options.splits is not None:
-        return apply_splits_file(counts, options.splits)
-    return assign_splits(counts, options.split_ratios, options.split_seed)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``plan``: those of ``preprocess`` that shape a dataset."""
     add_source_arguments(parser)
@@ -143,23 +172,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan of a run; nothing is written."""
+    """Print the plan of a run; nothing is written.
+
+    Raises
+    ------
+    SplitError
+        If no sound split exists; what the run would cost has then been printed.
+    """
     source = ParquetSource(args.input, args.columns)
     options = dataset_options(args, source)
-    names = [
-        name for name in ("session", "subject", "condition", "trial_num") if name in source.columns
-    ]
+    names = [name for name in ("session", "subject", "condition") if name in source.columns]
     counts = count_sessions(source.read_columns(names))
     cost = measure_cost(source, options)
     classes = options.classes or tuple(sorted({count.condition for count in counts}))
     _print_table_facts(source, counts, classes, cost)
-    try:
-        split_of = plan_splits(counts, options)
-    except SplitError as error:
-        print(f"No split is possible: {error}")
-        return 1
-    _print_splits(counts, split_of, classes, options)
+    usable, rejected = usable_sessions(counts, options.classes)
+    _print_rejected_sessions(rejected)
     _print_costs(source, options, cost)
+    split_of = decide_splits(usable, options, rejected)
+    _print_splits(usable, split_of, classes, options)
     return 0
 
 
@@ -190,6 +221,17 @@ def _print_table_facts(
     for reason, n in reasons.most_common():
         example = next(reject for reject in cost.rejects if reject.reason == reason)
         print(f"  {reason} {n:,}, e.g. session {example.session}: {example.detail}")
+
+
+def _print_rejected_sessions(rejected: dict[str, str]) -> None:
+    if not rejected:
+        return
+    shown = [f"{session} ({why})" for session, why in list(rejected.items())[:SHOWN_SESSIONS]]
+    more = len(rejected) - len(shown)
+    print(
+        f"Sessions that would be rejected: {', '.join(shown)}"
+        + (f", and {more:,} more" if more else "")
+    )
 
 
 def _print_splits(
@@ -231,7 +273,7 @@ def _print_splits(
 def _print_costs(source: TraceSource, options: DatasetOptions, cost: TrialCost) -> None:
     spectrogram = Spectrogram(options.spectrogram)
     screening = screening_options(source, options, spectrogram)
-    workers = len(os.sched_getaffinity(0))
+    workers = n_cpus()
     seconds = START_SECONDS + cost.seconds * source.n_rows / workers
     segments = source.n_rows * spectrogram.n_samples * np.dtype(screening.dtype).itemsize
     block = 3 * 4 * options.block_trials * len(spectrogram.freqs) * len(spectrogram.times)

@@ -22,8 +22,9 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.runner import PipelineResult
 
 from beam_pipeline import console
-from beam_pipeline.dataset_folder import describe, existing_dataset, install
-from beam_pipeline.local_runner import choose_runner, pipeline_options
+from beam_pipeline.dataset_folder import describe, existing_dataset, install, locked
+from beam_pipeline.errors import UsageError
+from beam_pipeline.local_runner import local_runner, pipeline_options
 from beam_pipeline.manifest import (
     RUN,
     Manifest,
@@ -86,9 +87,7 @@ def build_pipeline(
         | ReadTrials(source, screening, store, work)
     )
     copies = read[FINGERPRINTS] | FindCopies()
-    resolved = {"rows": read["rows"], "copies": copies} | ResolveSessions(
-        options.block_trials, options.amplitude_outlier
-    )
+    resolved = {"rows": read["rows"], "copies": copies} | ResolveSessions(options)
     surveyed = resolved["blocks"] | SurveyBlocks(options.spectrogram, store, work)
     rejects = (read[REJECTS], resolved[REJECTS], surveyed[REJECTS]) | beam.Flatten()
     rejects | WriteRejects(work)
@@ -104,7 +103,7 @@ def preprocess(
     beam_arguments: Sequence[str] = (),
     overwrite: bool = False,
     verbose: bool = False,
-) -> Manifest:
+) -> tuple[Manifest, bool]:
     """Turn a trace table into a complete dataset folder.
 
     Parameters
@@ -122,7 +121,9 @@ def preprocess(
 
     Returns
     -------
-    Manifest
+    manifest : Manifest
+    made : bool
+        False if `output` held this dataset already.
 
     Raises
     ------
@@ -131,29 +132,45 @@ def preprocess(
     PreprocessError
         If the table cannot become a sound dataset, or the run breaks off.
     """
-    existing = existing_dataset(source, options, output, overwrite)
-    if existing is not None:
-        return existing
+    with locked(output):
+        existing = existing_dataset(source, options, output, overwrite)
+        # In this order, so that at any moment a work folder marks what lies here as ours.
+        leftovers = WorkFolder.leftovers(output)
+        work = WorkFolder.create(output)
+        for leftover in leftovers:
+            leftover.remove()
+        if existing is not None:
+            work.remove()
+            return existing, False
+        manifest = _make(source, options, work, beam_arguments, verbose)
+        install(work, manifest, output)
+        return manifest, True
+
+
+def _make(
+    source: TraceSource,
+    options: DatasetOptions,
+    work: WorkFolder,
+    beam_arguments: Sequence[str],
+    verbose: bool,
+) -> Manifest:
     started, input_identity = time.time(), source.identity()
     spectrogram = Spectrogram(options.spectrogram)
     beam_options = pipeline_options(beam_arguments, verbose)
-    # In this order, so that at any moment a work folder marks what lies here as ours.
-    leftovers = WorkFolder.leftovers(output)
-    work = WorkFolder.create(output)
-    for leftover in leftovers:
-        shutil.rmtree(leftover)
-    runner = choose_runner(beam_options, Path("/dev/stderr") if verbose else work.log)
+    runner = local_runner(beam_options, Path("/dev/stderr") if verbose else work.log)
     pipeline = beam.Pipeline(runner=runner, options=beam_options)
     build_pipeline(pipeline, source, options, spectrogram, work)
-    with console.watch(PHASES, source.n_rows, lambda: read_counts(work.progress)):
-        result = _run(pipeline, work, verbose)
-    shutil.rmtree(work.segments)
+    try:
+        with console.watch(PHASES, source.n_rows, lambda: read_counts(work.progress)):
+            result = _run(pipeline, work, verbose)
+    finally:
+        shutil.rmtree(work.segments)
     if work.problem.exists():
-        raise PreprocessError(work.problem.read_text() + _reject_examples(work.rejects))
+        _print_rejects(work.rejects)
+        raise PreprocessError(work.problem.read_text())
+    manifest = describe(source, options, spectrogram, work)
     counters = _counters(result)
-    manifest = describe(source, options, spectrogram, work, counters["values_clipped"])
     _write_run(work.dataset / RUN, source.uri, input_identity, beam_options, started, counters)
-    install(work, manifest, output)
     return manifest
 
 
@@ -170,25 +187,25 @@ def _run(pipeline: beam.Pipeline, work: WorkFolder, verbose: bool) -> PipelineRe
             result.wait_until_finish()
     except Exception as error:
         # Beam puts a worker's whole traceback before its message.
-        message = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        message = lines[-1] if lines else type(error).__name__
         if message.startswith("Channel closed"):
             message = "a worker process died; was it killed, or out of memory?"
         raise PreprocessError(f"{message}; the traceback is in {work.log}") from error
     return result
 
 
-def _reject_examples(folder: Path) -> str:
-    """Return the first rejected row of each reason, and where the others are listed."""
-    firsts = [
-        json.loads(path.read_text().splitlines()[0]) for path in sorted(folder.glob("*.jsonl"))
-    ]
-    if not firsts:
-        return ""
-    examples = [
-        "  {reason}, e.g. session {session} trial {trial_num}: {detail}".format(**row)
-        for row in firsts
-    ]
-    return "\n".join(["", *examples, f"All rejected rows are listed in {folder}"])
+def _print_rejects(folder: Path) -> None:
+    """Print how many rows were rejected for each reason, and an example of each."""
+    rows = []
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = path.read_text().splitlines()
+        first = json.loads(lines[0])
+        where = f"session {first['session']} trial {first['trial_num']}"
+        rows.append((path.stem, len(lines), where, first["detail"]))
+    if rows:
+        header = ["reason", "rows", "for example", "detail"]
+        console.print_table("Rejected rows", header, rows, f"all are listed in {folder}")
 
 
 def _counters(result: PipelineResult) -> dict[str, int]:
@@ -232,7 +249,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``preprocess``; those of Beam are passed on beside them."""
     parser.epilog = "Flags of Apache Beam are passed on, such as --direct_num_workers 2."
     add_source_arguments(parser)
-    parser.add_argument("--output", required=True, type=Path, help="dataset folder")
+    parser.add_argument("--output", required=True, metavar="DIR", help="dataset folder")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace another dataset in --output"
     )
@@ -242,14 +259,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Preprocess a table and print what was made."""
     started = time.time()
+    if "://" in args.output:
+        raise UsageError(f"--output {args.output}: only local folders can be written so far")
+    output = Path(args.output)
     source = ParquetSource(args.input, args.columns)
     options = dataset_options(args, source)
-    if existing_dataset(source, options, args.output, args.overwrite) is not None:
-        print(f"{args.output} already holds this dataset; nothing to do")
-    manifest = preprocess(
-        source, options, args.output, args.beam_arguments, args.overwrite, args.verbose
+    manifest, made = preprocess(
+        source, options, output, args.beam_arguments, args.overwrite, args.verbose
     )
-    print_summary(manifest, args.output, time.time() - started)
+    if not made:
+        print(f"{output} already holds this dataset; nothing to do")
+    print_summary(manifest, output, time.time() - started)
     return 0
 
 

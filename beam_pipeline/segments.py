@@ -8,6 +8,7 @@ read each way.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,11 +27,11 @@ class Pointers:
 
     Attributes
     ----------
-    chunk, row : int64 arrays of shape (n,)
+    chunk, row : int32 arrays of shape (n,)
     """
 
-    chunk: NDArray[np.int64]
-    row: NDArray[np.int64]
+    chunk: NDArray[np.int32]
+    row: NDArray[np.int32]
 
     def __getitem__(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Pointers:
         return Pointers(self.chunk[index], self.row[index])
@@ -78,7 +79,7 @@ class SegmentStore:
     @contextmanager
     def writer(self, chunk: int) -> Iterator[SegmentWriter]:
         """Open a chunk for writing; it appears under its name when the block ends well."""
-        partial = self._path(chunk).with_suffix(f".{os.getpid()}.partial")
+        partial = self._path(chunk).with_suffix(f".{uuid.uuid4().hex}.partial")
         with partial.open("wb", buffering=0) as file:
             yield SegmentWriter(file.fileno(), chunk)
         partial.replace(self._path(chunk))
@@ -111,6 +112,6 @@ class SegmentWriter:
         content = np.ascontiguousarray(segments).reshape(-1).view(np.uint8).data
         while content:
             content = content[os.write(self._fileno, content) :]
-        rows = np.arange(self._n_rows, self._n_rows + len(segments), dtype=np.int64)
+        rows = np.arange(self._n_rows, self._n_rows + len(segments), dtype=np.int32)
         self._n_rows += len(segments)
-        return Pointers(np.full(len(segments), self._chunk, np.int64), rows)
+        return Pointers(np.full(len(segments), self._chunk, np.int32), rows)

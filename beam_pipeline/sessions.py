@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,19 @@ class SessionRows:
             np.concatenate([part.level for part in parts]),
             np.concatenate([part.digest for part in parts]),
             Pointers.concatenate([part.pointers for part in parts]),
+        )
+
+    def take(self, rows: NDArray[np.int64]) -> SessionRows:
+        """Return the trials at these places, in their order."""
+        return SessionRows(
+            [self.subject[row] for row in rows],
+            [self.condition[row] for row in rows],
+            self.trial_num[rows],
+            self.frequency[rows],
+            self.amplitude[rows],
+            self.level[rows],
+            self.digest[rows],
+            self.pointers[rows],
         )
 
 
@@ -169,6 +182,7 @@ def resolve_session(
     copies: Iterable[Copy],
     block_trials: int,
     amplitude_outlier: float | None,
+    classes: Collection[str] | None = None,
 ) -> tuple[list[Block], list[Reject]]:
     """Bring a session's rows into order, reject what conflicts, and cut blocks.
 
@@ -184,6 +198,8 @@ def resolve_session(
     amplitude_outlier : float or None
         Reject trials whose log amplitude lies more than this many robust standard deviations
         (median absolute deviation times 1.4826) from the session's median; None keeps all.
+    classes : collection of str, optional
+        The known conditions; None takes every condition as known.
 
     Returns
     -------
@@ -192,15 +208,12 @@ def resolve_session(
         Blocks and rejects together hold every row once.
     """
     rows = _in_order(SessionRows.concatenate(pieces))
-    problems = (
-        _conflict(rows.condition, "condition", Reason.SESSION_TWO_CONDITIONS)
-        or _conflict(rows.subject, "subject", Reason.SESSION_TWO_SUBJECTS)
-        or _trial_problems(rows, list(copies), amplitude_outlier)
-    )
-    rejects = [
-        Reject(session, int(rows.trial_num[row]), *problems[row]) for row in sorted(problems)
-    ]
-    kept = np.array([row for row in range(len(rows.condition)) if row not in problems], np.int64)
+    whole = _session_problem(rows, classes)
+    if whole is not None:
+        return [], [Reject(session, trial_num, *whole) for trial_num in rows.trial_num.tolist()]
+    rows, rejects = _drop(session, rows, _lacking_subject(rows))
+    rows, more = _drop(session, rows, _trial_problems(rows, list(copies), amplitude_outlier))
+    kept = np.arange(len(rows.trial_num))
     blocks = [
         Block(
             session,
@@ -216,32 +229,57 @@ def resolve_session(
         for block, start in enumerate(range(0, len(kept), block_trials))
         for part in [kept[start : start + block_trials]]
     ]
-    return blocks, rejects
+    return blocks, rejects + more
 
 
 def _in_order(rows: SessionRows) -> SessionRows:
     """Sort trials in an order that depends on their content alone."""
-    order = np.lexsort((rows.amplitude, rows.frequency, *rows.digest.T[::-1], rows.trial_num))
-    return SessionRows(
-        [rows.subject[row] for row in order],
-        [rows.condition[row] for row in order],
-        rows.trial_num[order],
-        rows.frequency[order],
-        rows.amplitude[order],
-        rows.level[order],
-        rows.digest[order],
-        rows.pointers[order],
+    return rows.take(
+        np.lexsort((rows.amplitude, rows.frequency, *rows.digest.T[::-1], rows.trial_num))
     )
 
 
-def _conflict(
-    labels: Sequence[str | None], name: str, reason: Reason
-) -> dict[int, tuple[Reason, str]]:
+def _drop(
+    session: str, rows: SessionRows, problems: dict[int, tuple[Reason, str]]
+) -> tuple[SessionRows, list[Reject]]:
+    if not problems:
+        return rows, []
+    rejects = [
+        Reject(session, int(rows.trial_num[row]), *problems[row]) for row in sorted(problems)
+    ]
+    kept = [row for row in range(len(rows.trial_num)) if row not in problems]
+    return rows.take(np.array(kept, np.int64)), rejects
+
+
+def _session_problem(
+    rows: SessionRows, classes: Collection[str] | None
+) -> tuple[Reason, str] | None:
+    """Return why no trial of the session can be used, if so."""
+    if len(set(rows.condition)) > 1:
+        return Reason.SESSION_TWO_CONDITIONS, f"the session's condition is {_tally(rows.condition)}"
+    # Judged after the conflict: a session that is partly of a known class has no sure label.
+    if classes is not None and rows.condition[0] not in classes:
+        return Reason.UNKNOWN_CONDITION, f"'{rows.condition[0]}' is not one of {list(classes)}"
+    if len(set(rows.subject) - {None}) > 1:
+        return Reason.SESSION_TWO_SUBJECTS, f"the session's subject is {_tally(rows.subject)}"
+    return None
+
+
+def _tally(labels: Sequence[str | None]) -> str:
     counts = Counter(label or "(missing)" for label in labels)
-    if len(counts) == 1:
+    return ", ".join(f"{label} in {n} trials" for label, n in sorted(counts.items()))
+
+
+def _lacking_subject(rows: SessionRows) -> dict[int, tuple[Reason, str]]:
+    named = next((subject for subject in rows.subject if subject is not None), None)
+    if named is None:
         return {}
-    found = ", ".join(f"{label} in {n} trials" for label, n in sorted(counts.items()))
-    return dict.fromkeys(range(len(labels)), (reason, f"the session's {name} is {found}"))
+    detail = f"subject is missing; other trials of the session have {named}"
+    return {
+        row: (Reason.MISSING_ID, detail)
+        for row, subject in enumerate(rows.subject)
+        if subject is None
+    }
 
 
 def _trial_problems(

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from beam_pipeline.layout import Layout, SessionSummary
 from beam_pipeline.moments import UNIT, Moments
 
-#: Integers in units of 2**-40, as decimals because they exceed 64 bits.
-EXACT = pa.decimal128(38, 0)
+#: Integers in units of 2**-128, as decimals because they exceed 64 bits.
+EXACT = pa.decimal256(76, 0)
 SCHEMA = pa.schema(
     [
         ("session", pa.string()),

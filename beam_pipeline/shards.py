@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tarfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,12 +31,15 @@ class Sample:
     baseline : float32 array of shape (n_trials, n_freqs)
     metadata : mapping
         The json member.
+    values_clipped : int
+        Values that were beyond the range of float16.
     """
 
     key: str
     spectrogram: NDArray[np.float16]
     baseline: NDArray[np.float32]
     metadata: Mapping[str, Any]
+    values_clipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class ShardInfo:
     md5: str
     samples: int
     trials: int
+    values_clipped: int = 0
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:
@@ -129,9 +134,9 @@ def write_shard(folder: Path, path: str, samples: Iterable[Sample]) -> ShardInfo
         In the order they are to stand in; only one is held at a time.
     """
     target = folder / path
-    # The process id keeps apart two attempts at one shard that overlap.
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    n_samples = n_trials = written_back = 0
+    # A name of its own keeps apart two attempts at one shard that overlap.
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+    n_samples = n_trials = values_clipped = written_back = 0
     with partial.open("wb") as file:
         hashing = _HashingFile(file)
         for sample in samples:
@@ -143,6 +148,7 @@ def write_shard(folder: Path, path: str, samples: Iterable[Sample]) -> ShardInfo
                 written_back = hashing.position
             n_samples += 1
             n_trials += len(sample.baseline)
+            values_clipped += sample.values_clipped
         hashing.write(tar_end(hashing.position))
         file.flush()
         os.fsync(file.fileno())
@@ -154,6 +160,7 @@ def write_shard(folder: Path, path: str, samples: Iterable[Sample]) -> ShardInfo
         hashing.md5.hexdigest(),
         n_samples,
         n_trials,
+        values_clipped,
     )
 
 
@@ -177,4 +184,5 @@ def wids_index(split: str, shards: Iterable[ShardInfo]) -> dict[str, Any]:
 
 def manifest_entry(shard: ShardInfo) -> dict[str, Any]:
     """Return a shard's entry in ``dataset.json``; the MD5 stands in the wids index."""
-    return {name: value for name, value in asdict(shard).items() if name != "md5"}
+    elsewhere = ("md5", "values_clipped")
+    return {name: value for name, value in asdict(shard).items() if name not in elsewhere}

@@ -161,8 +161,8 @@ def check_splits(
     raise SplitError(
         f"every split must hold every class, but {lacking}.\n"
         f"{_counts_table(ordered, sorted(labels, key=lambda c: c not in first), assignment)}\n"
-        "Move sessions of that class there in the splits file, choose other split ratios "
-        "(0 for a split that is not wanted), or add recordings."
+        "Move sessions of that class there in the splits file, or add recordings; a split whose "
+        "ratio is 0 need not hold anything, such as val with --split_ratios 0.85,0,0.15."
     )
 
 

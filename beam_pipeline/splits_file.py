@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -128,6 +128,7 @@ def apply_splits_file(
     sessions: Iterable[SessionCount],
     splits_file: SplitsFile,
     required: Sequence[str] = SPLITS,
+    rejected_sessions: Collection[str] = (),
 ) -> dict[str, str]:
     """Assign sessions as a splits file says.
 
@@ -138,7 +139,10 @@ def apply_splits_file(
     splits_file : SplitsFile
         From `read_splits_file`.
     required : sequence of str
-        Splits that must hold every class.
+        Splits that must hold every class; see `required_splits`.
+    rejected_sessions : collection of str
+        Sessions of which trials were rejected. Those without any other trial may stand in the
+        file, and so may subjects that are not known, because they may be theirs.
 
     Returns
     -------
@@ -154,8 +158,10 @@ def apply_splits_file(
     ordered = checked_sessions(sessions)
     path, by, split_of = splits_file.path, splits_file.by, splits_file.split_of
     id_of = {s.session: s.session if by == "session" else s.subject for s in ordered}
-    unknown = sorted(set(split_of) - set(id_of.values()))
-    if unknown:
+    # A row without a session is rejected under no name.
+    lost = set(filter(None, rejected_sessions)) - set(id_of)
+    unknown = sorted(set(split_of) - set(id_of.values()) - lost)
+    if unknown and (by == "session" or not lost):
         raise SplitError(
             f"splits file {path}: {len(unknown):,} {by} id(s) not in the table: "
             f"{_quoted(unknown)}; remove or correct them"

@@ -24,11 +24,14 @@ MAX_RATE_RATIO = 1000.0
 
 
 class Reason(StrEnum):
-    """The closed list of reasons for which a row is not used, in the order they are looked for."""
+    """The closed list of reasons for which a row is not used, in the order they are looked for.
+
+    One is looked for twice: a row without a subject, where other rows of its session have one, is
+    found with what shows in the whole session, and has `MISSING_ID` too.
+    """
 
     MISSING_ID = "missing_id"
     MISSING_CONDITION = "missing_condition"
-    UNKNOWN_CONDITION = "unknown_condition"
     MISSING_TIMING = "missing_timing"
     SFREQ_MISMATCH = "sfreq_mismatch"
     TRUNCATED_TRACE = "truncated_trace"
@@ -39,6 +42,7 @@ class Reason(StrEnum):
     FLAT = "flat"
     RAILED = "railed"
     SESSION_TWO_CONDITIONS = "session_two_conditions"
+    UNKNOWN_CONDITION = "unknown_condition"
     SESSION_TWO_SUBJECTS = "session_two_subjects"
     DUPLICATE_TRIAL = "duplicate_trial"
     DUPLICATE_TRACE = "duplicate_trace"
@@ -68,8 +72,6 @@ class ScreeningOptions:
         Stimulus onset of rows that state none, seconds from the start of the trace.
     resample : bool
         Bring rows of another rate to `sfreq`; otherwise they are rejected.
-    classes : tuple of str or None
-        The known conditions; None takes every condition as known.
     max_railed_fraction : float
         Largest share of samples that may sit at the segment's maximum or minimum.
     segment : tuple of float
@@ -83,7 +85,6 @@ class ScreeningOptions:
     sfreq: float
     onset: float | None
     resample: bool
-    classes: tuple[str, ...] | None
     max_railed_fraction: float
     segment: tuple[float, float]
     n_samples: int
@@ -323,7 +324,7 @@ def screen(batch: pa.RecordBatch, options: ScreeningOptions) -> tuple[TrialBatch
     kept: list[int] = []
     for row in range(n_rows):
         found = (
-            _check_labels(session[row], trial_num[row], condition[row], options)
+            _check_labels(session[row], trial_num[row], condition[row])
             or _check_timing(sfreq[row], onset[row], options)
             or traces.problems.get(row)
         )
@@ -366,14 +367,12 @@ def digests(segments: Segments) -> NDArray[np.uint8]:
 
 
 def _check_labels(
-    session: str | None, trial_num: int | None, condition: str | None, options: ScreeningOptions
+    session: str | None, trial_num: int | None, condition: str | None
 ) -> tuple[Reason, str] | None:
     if session is None or trial_num is None:
         return Reason.MISSING_ID, f"{'session' if session is None else 'trial_num'} is missing"
     if condition is None:
         return Reason.MISSING_CONDITION, "condition is missing"
-    if options.classes is not None and condition not in options.classes:
-        return Reason.UNKNOWN_CONDITION, f"'{condition}' is not one of {list(options.classes)}"
     return None
 
 

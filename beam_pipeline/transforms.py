@@ -28,6 +28,7 @@ from beam_pipeline.layout import (
     plan_layout,
     survey_block,
 )
+from beam_pipeline.manifest import SESSIONS
 from beam_pipeline.options import DatasetOptions
 from beam_pipeline.pictures import MeanPicture
 from beam_pipeline.progress import WorkCount
@@ -85,8 +86,9 @@ class _ScreenRows(beam.DoFn):
 
     def process(self, element: tuple[int, Any]) -> Iterator[Any]:
         chunk, split = element
-        # Decoded as float64 at worst.
-        batch_rows = max(1, BATCH_BYTES // (8 * self._store.n_samples))
+        # A trace may be much longer than its segment, which is decoded as float64 at worst.
+        row_bytes = max(self._source.row_bytes, 8 * self._store.n_samples)
+        batch_rows = max(1, int(BATCH_BYTES / row_bytes))
         parts: dict[str, list[SessionRows]] = defaultdict(list)
         rejects: Rejects = []
         with self._store.writer(chunk) as writer:
@@ -137,19 +139,21 @@ class FindCopies(beam.PTransform):
 class ResolveSessions(beam.PTransform):
     """Accepted trials by session to blocks; what conflicts is rejected."""
 
-    block_trials: int
-    amplitude_outlier: float | None
+    options: DatasetOptions
 
     def expand(self, inputs: dict[str, beam.PCollection]) -> Any:
         def resolve(
-            element: tuple[str, dict[str, Iterable[Any]]],
-            block_trials: int = self.block_trials,
-            amplitude_outlier: float | None = self.amplitude_outlier,
+            element: tuple[str, dict[str, Iterable[Any]]], options: DatasetOptions = self.options
         ) -> Iterator[Any]:
             session, grouped = element
             rows: Iterable[SessionRows] = grouped["rows"]
             blocks, rejects = resolve_session(
-                session, rows, grouped["copies"], block_trials, amplitude_outlier
+                session,
+                rows,
+                grouped["copies"],
+                options.block_trials,
+                options.amplitude_outlier,
+                classes=options.classes,
             )
             yield from blocks
             yield TaggedOutput(REJECTS, rejects)
@@ -237,12 +241,14 @@ class PlanLayout(beam.PTransform):
                 by_session[session or ""] += n
                 by_reason[reason] += n
             try:
-                layout = plan_layout(summaries, by_reason, n_rows, options, shape)
+                layout = plan_layout(
+                    summaries, by_reason, n_rows, options, shape, rejected_sessions=by_session
+                )
             except LayoutError as error:
                 work.problem.write_text(str(error))
                 return None
             table = sessions_table(summaries, layout, by_session)
-            write_table(table, work.dataset / "sessions.parquet")
+            write_table(table, work.dataset / SESSIONS)
             return layout
 
         root = summaries.pipeline | "Once" >> beam.Create([None])
@@ -305,6 +311,7 @@ class _WriteShards(beam.DoFn):
             yield TaggedOutput(PICTURES, ((split, condition), picture))
         _count("shards", 1)
         _count("trials_written", shard.trials)
+        _count("values_clipped", shard.values_clipped)
         Metrics.distribution(NAMESPACE, "shard_bytes").update(shard.bytes)
 
     def _samples(
@@ -312,10 +319,9 @@ class _WriteShards(beam.DoFn):
     ) -> Iterator[Sample]:
         for block in sorted(blocks, key=_block_order):
             values, baseline = self._spectrogram(self._store.read(block.pointers))
-            sample, n_clipped = layout.sample(block, values, baseline)
+            sample = layout.sample(block, values, baseline)
             picture = pictures.setdefault(block.condition, MeanPicture.zero(*values.shape[1:]))
             picture.add(values)
-            _count("values_clipped", n_clipped)
             self._done.add(len(baseline))
             yield sample
 

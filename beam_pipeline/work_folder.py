@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from beam_pipeline.splits import SPLITS
 
 PREFIX = ".work-"
+NAME = re.compile(r"\.work-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,15 @@ class WorkFolder:
         return work
 
     @staticmethod
-    def leftovers(output: Path) -> list[Path]:
+    def leftovers(output: Path) -> list[WorkFolder]:
         """Return the work folders of earlier runs."""
-        return sorted(output.glob(f"{PREFIX}*"))
+        found = sorted(output.glob(f"{PREFIX}*"))
+        return [WorkFolder(str(path)) for path in found if NAME.fullmatch(path.name)]
+
+    @property
+    def installing(self) -> Path:
+        """Marks that the dataset is being moved from here into the output folder."""
+        return Path(self.path) / "installing"
 
     @property
     def dataset(self) -> Path:
@@ -78,5 +86,12 @@ class WorkFolder:
         return Path(self.path) / "shards.json"
 
     def remove(self) -> None:
-        """Remove the folder and all in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the folder and all in it.
+
+        Workers of a killed run may still be writing: under another name, their paths lead nowhere.
+        """
+        gone = Path(self.path).with_name(f"{PREFIX}{uuid.uuid4().hex[:12]}")
+        Path(self.path).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+        if gone.exists():
+            shutil.rmtree(gone)

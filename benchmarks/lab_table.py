@@ -1,7 +1,7 @@
 """Write a trace table of the lab's shape: 32 sessions, WT and FMR1 at 2.7 : 1, 5,000 samples.
 
 Its columns are those of the lab's table: no subject, no sampling rate, no onset. Traces come from
-``beam_pipeline.sample.command``; every row is good, so that each peer does the same work.
+``beam_pipeline.sample``; every row is good, so that each peer does the same work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_pipeline.sample.command import draw_session, encode_traces, simulate, stimulus_order
+from beam_pipeline.sample.sessions import draw_session, stimulus_order
+from beam_pipeline.sample.tables import encode_traces
+from beam_pipeline.sample.traces import simulate
 
 SESSIONS = 32
 FMR1_SESSIONS = 9

@@ -15,7 +15,7 @@ from statistics import median
 
 import psutil
 
-SAMPLING_SECONDS = 0.2
+SAMPLING_SECONDS = 0.5
 PACKAGES = (
     "numpy",
     "scipy",
@@ -101,7 +101,7 @@ def _wait(child: subprocess.Popen[bytes]) -> float | None:
             return used.ru_utime + used.ru_stime
         if time.perf_counter() >= until:
             return None
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 def _proportional_set_sizes(

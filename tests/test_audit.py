@@ -5,6 +5,7 @@ import base64
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
@@ -22,8 +23,13 @@ from beam_pipeline.audit.timing import (
     line_noise,
     sharp_peaks,
 )
-from beam_pipeline.sample.command import SampleOptions, write_sample
+from beam_pipeline.errors import UsageError
+from beam_pipeline.sample.command import write_sample
+from beam_pipeline.sample.options import SampleOptions
+from beam_pipeline.segments import Pointers
+from beam_pipeline.sessions import order_by_session, resolve_session, session_rows
 from beam_pipeline.sources.parquet import ParquetSource
+from beam_pipeline.traces import ScreeningOptions, screen
 
 N_SAMPLES = 1000
 SFREQ = 500.0
@@ -254,6 +260,92 @@ def test_memory_of_a_session_does_not_grow_with_its_lengths():
     assert len(session.sums) < 10
     assert sum(session.timings.values()) == 40
     assert session.timings[Timing(539, SFREQ, ONSET)] == 1
+
+
+def preprocessing_rejects(rows):
+    """Count what `screen` and `resolve_session` make of the rows, a batch of one session each."""
+    counts: Counter[str] = Counter()
+    for name in sorted({row["session"] for row in rows}):
+        own = [row for row in rows if row["session"] == name]
+        names = dict.fromkeys(name for row in own for name in row)
+        batch = pa.RecordBatch.from_pydict({n: [row.get(n) for row in own] for n in names})
+        options = ScreeningOptions(
+            SFREQ, ONSET, False, 0.05, (-ONSET, 1.0), N_SAMPLES - 100, "float64"
+        )
+        trials, rejects = screen(batch, options)
+        order, places = order_by_session(trials)
+        n_rows = len(order)
+        pointers = Pointers(np.zeros(n_rows, np.int64), np.zeros(n_rows, np.int64))
+        pieces = [session_rows(trials, order, place, pointers) for _, place in places]
+        rejects += resolve_session(name, pieces, [], 16, None)[1]
+        counts.update(str(reject.reason) for reject in rejects)
+    return dict(counts)
+
+
+def without_stimuli(rows):
+    return [{n: row[n] for n in row if n not in ("frequency", "amplitude")} for row in rows]
+
+
+def test_a_row_delivered_twice_is_no_repeat_where_the_table_has_no_stimuli(tmp_path):
+    rows = without_stimuli(make_rows(n_sessions=2))
+    rows.append(rows[3])
+
+    data = audited(rows, tmp_path)
+
+    assert data["rejects"] == preprocessing_rejects(rows) == {"duplicate_trial": 1}
+    assert "duplicate_trials" in kinds(data)
+    assert "trial_num_counts_repeats" not in kinds(data)
+
+
+@pytest.mark.parametrize("stimulus", [0.0, None, float("nan")])
+def test_a_stimulus_equals_itself_and_no_other(tmp_path, stimulus):
+    rows = make_rows(n_sessions=2)
+    rows[3] |= {"frequency": stimulus}
+    rows += [{**rows[3], "frequency": -0.0 if stimulus == 0 else stimulus}]
+    rows += [{**rows[5], "frequency": 1.0}]
+
+    data = audited(rows, tmp_path)
+
+    # One of the two equal rows, and both of the two that differ.
+    assert data["rejects"] == preprocessing_rejects(rows) == {"duplicate_trial": 3}
+
+
+@pytest.mark.parametrize(
+    ("subjects", "expected"),
+    [
+        ([None] * 20, {}),
+        (["m"] * 19 + [None], {"missing_id": 1}),
+        ([None, ""] + ["m"] * 18, {"missing_id": 2}),
+        ([None] + ["m"] * 18 + ["n"], {"session_two_subjects": 20}),
+    ],
+)
+def test_rows_without_the_subject_that_others_have_are_rejected(tmp_path, subjects, expected):
+    rows = make_rows(n_sessions=2)
+    for row, subject in zip(rows[:20], subjects, strict=True):
+        row["subject"] = subject
+
+    data = audited(rows, tmp_path)
+
+    assert data["rejects"] == preprocessing_rejects(rows) == expected
+
+
+def test_a_label_of_a_row_that_is_rejected_itself_makes_no_conflict(tmp_path):
+    rows = make_rows(n_sessions=2)
+    rows[4] |= {"condition": "FMR1", "trace": np.ones(N_SAMPLES)}
+    rows[5] |= {"subject": "m99", "trace": np.ones(N_SAMPLES)}
+
+    data = audited(rows, tmp_path)
+
+    assert data["rejects"] == preprocessing_rejects(rows) == {"flat": 2}
+
+
+def test_a_row_without_subject_is_no_copy_of_the_row_that_stays(tmp_path):
+    rows = make_rows(n_sessions=2)
+    rows.append({**rows[3], "subject": None})
+
+    data = audited(rows, tmp_path)
+
+    assert data["rejects"] == preprocessing_rejects(rows) == {"missing_id": 1}
 
 
 # --- Sampling rate and onset ----------------------------------------------------------------------
@@ -525,12 +617,52 @@ def test_the_end_prints_warnings_and_the_page(tmp_path, capsys):
     assert printed.rstrip().endswith(str(tmp_path / "out" / "index.html"))
 
 
-@pytest.mark.parametrize("sfreq", ["0", "-1", "nan", "inf"])
-def test_a_rate_that_is_none_is_wrong_usage(tmp_path, capsys, sfreq):
-    parser = argparse.ArgumentParser()
-    audit.add_arguments(parser)
-    args = parser.parse_args(["--input", "x", "--output", str(tmp_path / "o"), f"--sfreq={sfreq}"])
+def test_names_are_printed_as_they_stand(tmp_path, capsys):
+    rows = change(make_rows(gains=[1, 1, 1, 40, 1, 1]), "s03", session="[b] :smile: [/]")
+    run_audit(write(rows, tmp_path / "t.parquet"), tmp_path / "out")
 
-    assert audit.run(args) == 2
-    assert "--sfreq" in capsys.readouterr().err
+    assert "[b] :smile: [/], the largest" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("flag", ["--sfreq=0", "--sfreq=-1", "--sfreq=nan", "--onset=inf"])
+def test_a_rate_or_onset_that_is_none_is_wrong_usage(tmp_path, flag):
+    with pytest.raises(UsageError, match=flag.partition("=")[0]):
+        run_audit("x", tmp_path / "o", flag)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("index.html", "my page"),
+        ("audit.json", "my notes"),
+        ("audit.json", '{"format_version": 99}'),
+        ("audit.json", "[1]"),
+    ],
+)
+def test_a_folder_of_other_things_is_left_alone(tmp_path, name, content):
+    table = write(make_rows(n_sessions=2, n_trials=3), tmp_path / "t.parquet")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text(content)
+
+    with pytest.raises(audit.OutputExistsError, match=f"holds {name}; choose another --output"):
+        run_audit(table, tmp_path / "out")
+
+    assert {p.name: p.read_text() for p in (tmp_path / "out").iterdir()} == {name: content}
+
+
+def test_an_output_that_is_a_file_is_said_so(tmp_path):
+    table = write(make_rows(n_sessions=2, n_trials=3), tmp_path / "t.parquet")
+
+    with pytest.raises(audit.OutputExistsError, match="is a file"):
+        run_audit(table, table)
+
+
+def test_an_earlier_audit_is_replaced(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".gitkeep").touch()
+    for n_trials in (3, 4):
+        table = write(make_rows(n_sessions=2, n_trials=n_trials), tmp_path / "t.parquet")
+        data = run_audit(table, tmp_path / "out")
+
+    assert data["rows"] == 8

@@ -75,10 +75,11 @@ def summarise(data):
     return [merge_summaries(parts) for parts in found.values()]
 
 
-def plan(summaries, rejects=None, n_rows=None, **changes):
+def plan(summaries, rejects=None, n_rows=None, rejected_sessions=(), **changes):
     rejects = rejects or {}
     n_rows = len(NAMES) * N_BLOCKS * 4 + sum(rejects.values()) if n_rows is None else n_rows
-    return plan_layout(summaries, rejects, n_rows, replace(OPTIONS, **changes), SHAPE)
+    options = replace(OPTIONS, **changes)
+    return plan_layout(summaries, rejects, n_rows, options, SHAPE, rejected_sessions)
 
 
 # --- Surveying a block ----------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def plan(summaries, rejects=None, n_rows=None, **changes):
 @pytest.mark.parametrize(
     ("where", "bad"),
     [
-        *(("spectrogram", bad) for bad in (np.nan, np.inf, -np.inf, 2.0**20, -(2.0**20))),
+        *(("spectrogram", bad) for bad in (np.nan, np.inf, -np.inf, 2.0**40, -(2.0**40))),
         *(("baseline", bad) for bad in (np.nan, np.inf, -np.inf)),
     ],
 )
@@ -169,6 +170,21 @@ def test_a_class_that_cannot_be_in_every_split(data):
         plan([s for s in summarise(data) if s.condition == "WT" or s.session == "s02"], n_rows=84)
 
 
+def test_a_class_that_is_asked_for_must_be_there(data):
+    with pytest.raises(LayoutError) as caught:
+        plan(summarise(data), {"flat": 3}, classes=("WT", "FMR1", "KO"))
+    message = str(caught.value)
+    assert "no usable trial has the class KO (usable trials: FMR1 72, WT 72)" in message
+    assert "flat 3" in message
+
+
+@pytest.mark.parametrize("split_ratios", [(0.7, 0.15, 0.15), (1.0, 0.0, 0.0)])
+def test_one_class_is_no_dataset(data, split_ratios):
+    one = [summary for summary in summarise(data) if summary.condition == "WT"]
+    with pytest.raises(LayoutError, match=r"two classes \(usable trials: WT 72\)"):
+        plan(one, n_rows=72, split_ratios=split_ratios)
+
+
 @pytest.mark.parametrize("normalization", ["global", "per_frequency"])
 def test_constant_spectrograms_cannot_be_normalised(data, normalization):
     constant = {key: (np.full_like(v, -10.0), b) for key, (v, b) in data.items()}
@@ -236,6 +252,26 @@ def test_a_splits_file_is_followed(data):
     assert layout.split_of == wanted
 
 
+def test_a_splits_file_may_list_a_session_that_was_rejected(data):
+    wanted = {name: SPLITS[(i // 4) % 3] for i, name in enumerate(NAMES)}
+    file = SplitsFile("splits.csv", "session", {**wanted, "flat": "train"})
+    rejects = {"flat": 4}
+    with pytest.raises(LayoutError, match="not in the table: 'flat'"):
+        plan(summarise(data), rejects, splits=file)
+    layout = plan(summarise(data), rejects, rejected_sessions=["flat"], splits=file)
+    assert layout.split_of == wanted
+
+
+def test_a_splits_file_may_do_without_a_split_of_ratio_zero(data):
+    wanted = {name: SPLITS[2 * (i // 4 % 2)] for i, name in enumerate(NAMES)}
+    file = SplitsFile("splits.csv", "session", wanted)
+    with pytest.raises(LayoutError, match="val has no trial"):
+        plan(summarise(data), splits=file)
+    layout = plan(summarise(data), splits=file, split_ratios=(0.7, 0.0, 0.3))
+    assert layout.split_of == wanted
+    assert layout.shard_starts["val"] == ()
+
+
 def test_classes_are_sorted_or_as_asked_for(data):
     assert plan(summarise(data)).classes == ("FMR1", "WT")
     assert plan(summarise(data), classes=("WT", "FMR1")).classes == ("WT", "FMR1")
@@ -279,14 +315,14 @@ def test_sample_is_normalised(data, normalization, gain_correction):
         whole = np.concatenate([data[key[0], block][1] for block in range(N_BLOCKS)])
         gain = whole.mean(dtype=np.float64) if gain_correction == "session" else 0.0
         expected = ((values.astype(np.float64) - gain) - mean) / std
-        sample, n_clipped = layout.sample(make_block(*key), values.copy(), baseline)
+        sample = layout.sample(make_block(*key), values.copy(), baseline)
         assert sample.spectrogram.dtype == np.float16
         np.testing.assert_allclose(
             sample.spectrogram.astype(np.float64), expected, rtol=2**-10, atol=1e-5
         )
         # Kept as it was, for whoever wants the level.
         np.testing.assert_array_equal(sample.baseline, baseline)
-        assert n_clipped == 0
+        assert sample.values_clipped == 0
 
 
 def test_metadata_of_a_sample(data):
@@ -294,7 +330,7 @@ def test_metadata_of_a_sample(data):
     block = replace(
         make_block("s03", 1), amplitude=np.array([np.nan, -np.inf, 60.0, 70.5]), subject=None
     )
-    sample, _ = layout.sample(block, *(array.copy() for array in data["s03", 1]))
+    sample = layout.sample(block, *(array.copy() for array in data["s03", 1]))
     assert sample.key == block_key("s03", 1)
     assert list(sample.metadata.items()) == [
         ("session", "s03"),
@@ -313,8 +349,8 @@ def test_values_beyond_float16_are_clipped_and_counted(data):
     values, baseline = (array.copy() for array in data["s00", 0])
     values[0, 0, :3] = [1e5, -1e5, 65504.0]
     values[2, 1, 4] = 70_000.0
-    sample, n_clipped = layout.sample(make_block("s00", 0), values, baseline)
-    assert n_clipped == 3
+    sample = layout.sample(make_block("s00", 0), values, baseline)
+    assert sample.values_clipped == 3
     assert sample.spectrogram[0, 0, :3].tolist() == [65504.0, -65504.0, 65504.0]
     assert np.isfinite(sample.spectrogram).all()
 

@@ -178,3 +178,13 @@ def test_mean_pictures_do_not_depend_on_the_order(order):
     # Each of twelve blocks is rounded by at most half a unit of 2**-20.
     np.testing.assert_allclose(mean_picture(order), exact, rtol=0, atol=12 * 2**-21 / 60)
     assert mean_picture(order).tobytes() == mean_picture(range(6)).tobytes()
+
+
+@pytest.mark.parametrize("scale", [1e-16, 1e-9, 1e-4, 1e4, 1e9])
+def test_any_unit_of_power_is_as_exact(scale):
+    """Raw power (baseline_mode mean) of traces in volts is tiny, of integer counts large."""
+    values = (scale * np.random.default_rng(0).standard_normal((9, 3, 50))).astype(np.float32)
+    wide = values.astype(np.float64)
+    moments = Moments.of(values)
+    np.testing.assert_allclose(moments.mean(), wide.mean(axis=(0, 2)), rtol=1e-9)
+    np.testing.assert_allclose(moments.std(), wide.std(axis=(0, 2)), rtol=1e-9)

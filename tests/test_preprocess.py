@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ import scipy.signal
 import webdataset
 
 from beam_pipeline.__main__ import main
+from beam_pipeline.dataset_folder import IncompleteDatasetError, check_complete, locked
+from beam_pipeline.manifest import read_manifest
 from tests import tables
 
 FLOAT16_ROUNDING = 2.0**-11
@@ -399,4 +402,55 @@ def test_killed_while_it_moved_the_dataset_into_place_it_starts_again(
     (folder / "dataset.json").unlink()
     (folder / "test" / "lfp-test-00000-of-00001.tar").write_bytes(b"half a shard")
     (folder / ".work-0123456789ab").mkdir()
+    (folder / ".work-0123456789ab" / "installing").touch()
     assert digests(preprocess(source, folder, "--block_trials", "8")) == digests(dataset)
+
+
+def test_files_put_beside_a_failed_run_are_not_touched(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    (folder / ".work-0123456789ab").mkdir(parents=True)
+    (folder / "train").mkdir()
+    (folder / "train" / "years.csv").write_text("years of work")
+    command = ["preprocess", "--input", str(source), "--output", str(folder)]
+    assert main([*command, *tables.FLAGS, *tables.IN_PROCESS]) == 1
+    assert "it holds train" in capsys.readouterr().err
+    assert (folder / "train" / "years.csv").read_text() == "years of work"
+
+
+def test_two_runs_do_not_write_to_one_folder(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["preprocess", "--input", str(source), "--output", str(tmp_path / "out")]
+    with locked(tmp_path / "out"):
+        assert main([*command, *tables.FLAGS, *tables.IN_PROCESS]) == 1
+    assert "another run is writing" in capsys.readouterr().err
+    assert main([*command, *tables.FLAGS, *tables.IN_PROCESS]) == 0
+
+
+@pytest.mark.parametrize("damage", ["shard", "run.json"])
+def test_a_damaged_dataset_is_not_taken_for_a_complete_one(
+    source: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(dataset, folder)
+    (next(folder.rglob("*.tar")) if damage == "shard" else folder / "run.json").unlink()
+    command = ["preprocess", "--input", str(source), "--output", str(folder)]
+    flags = [*tables.FLAGS, *tables.IN_PROCESS, "--block_trials", "8"]
+    assert main([*command, *flags]) == 1
+    expected = "is damaged" if damage == "shard" else "run.json is missing"
+    assert expected in capsys.readouterr().err
+    assert main([*command, *flags, "--overwrite"]) == 0
+    assert digests(folder) == digests(dataset)
+
+
+def test_rows_that_the_runner_loses_fail_the_run(dataset: Path) -> None:
+    manifest = read_manifest(dataset)
+    check_complete(manifest)
+    rows = manifest.source["rows"]
+    with pytest.raises(IncompleteDatasetError, match="lost some"):
+        check_complete(replace(manifest, source=manifest.source | {"rows": rows + 1}))
+    fewer = replace(manifest.splits["val"], trials=manifest.splits["val"].trials - 1)
+    with pytest.raises(IncompleteDatasetError, match="the shards of val"):
+        check_complete(replace(manifest, splits=manifest.splits | {"val": fewer}))

@@ -200,9 +200,26 @@ def test_every_direct_dependency_is_pinned_exactly_and_nothing_else(requirements
     assert {canonical(pin) for pin in pins} == direct
 
 
-def run_dataflow(script: Path, *flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the script with this interpreter as `python3`."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def test_whatever_the_package_imports_is_named_in_setup_py(requirements):
+    named = {canonical(item) for item in requirements[""] + requirements["pipeline"]}
+    imported = {
+        canonical(name)
+        for module, path in MODULES.items()
+        for name in top_level(imported_names(module, path))
+        # A namespace of many distributions.
+        - {"google"}
+        - {"beam_pipeline"}
+        - sys.stdlib_module_names
+    }
+
+    assert imported - named == set()
+
+
+def run_dataflow(
+    script: Path, *flags: str, cwd: Path, python: Path = Path(sys.executable)
+) -> subprocess.CompletedProcess[str]:
+    """Run the script with the `python3` beside this interpreter."""
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         [str(script), *flags],
         cwd=cwd,
@@ -267,6 +284,22 @@ def test_run_dataflow_runs_its_own_checkout_from_inside_another(checkout, tmp_pa
     (other / "beam_pipeline" / "__main__.py").write_text("raise SystemExit('the wrong checkout')")
 
     assert run_dataflow(checkout / "run_dataflow.sh", "--x", cwd=other).returncode == 0
+
+
+def test_run_dataflow_without_packages_asks_for_make_venv(checkout, tmp_path):
+    bare = tmp_path / "bin" / "python3"
+    bare.parent.mkdir()
+    # -S leaves site-packages out.
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+
+    done = run_dataflow(checkout / "run_dataflow.sh", "--help", cwd=tmp_path, python=bare)
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "make venv" in line
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,11 @@ def take(rows, index):
     return SessionRows(**columns)
 
 
-def resolve(rows, copies=(), block_trials=4, amplitude_outlier=None):
+def resolve(rows, copies=(), block_trials=4, amplitude_outlier=None, classes=None):
     pieces = rows if isinstance(rows, list) else [rows]
-    blocks, rejects = resolve_session("s", pieces, copies, block_trials, amplitude_outlier)
+    blocks, rejects = resolve_session(
+        "s", pieces, copies, block_trials, amplitude_outlier, classes=classes
+    )
     kept = [trial for block in blocks for trial in block.trial_num.tolist()]
     return blocks, kept, {(reject.trial_num, reject.reason) for reject in rejects}, rejects
 
@@ -96,17 +98,30 @@ def test_select_keeps_columns_together():
             ["condition", "WT in 2", "FMR1 in 1"],
         ),
         ({"subject": ["m1", "m1", "m2"]}, Reason.SESSION_TWO_SUBJECTS, ["subject", "m2 in 1"]),
-        ({"subject": ["m1", None, "m1"]}, Reason.SESSION_TWO_SUBJECTS, ["(missing) in 1"]),
+        (
+            {"subject": ["m1", None, "m2"]},
+            Reason.SESSION_TWO_SUBJECTS,
+            ["(missing) in 1", "m1 in 1", "m2 in 1"],
+        ),
         (
             {"subject": ["m1", "m2", "m1"], "condition": ["WT", "FMR1", "WT"]},
             Reason.SESSION_TWO_CONDITIONS,
             ["FMR1 in 1"],
         ),
+        # A known and an unknown condition: which of them is wrong cannot be told.
+        ({"condition": ["WT", "KO", "WT"]}, Reason.SESSION_TWO_CONDITIONS, ["KO in 1"]),
+        ({"condition": ["KO"] * 3}, Reason.UNKNOWN_CONDITION, ["'KO'", "WT", "FMR1"]),
+        (
+            {"condition": ["KO"] * 3, "subject": ["m1", "m2", None]},
+            Reason.UNKNOWN_CONDITION,
+            ["'KO'"],
+        ),
     ],
 )
 def test_a_session_with_two_labels_is_not_used(changes, reason, words):
     rows = make_rows([1, 2, 3], **changes)
-    blocks, _, found, rejects = resolve([take(rows, [2]), take(rows, [0, 1])])
+    pieces = [take(rows, [2]), take(rows, [0, 1])]
+    blocks, _, found, rejects = resolve(pieces, classes=("WT", "FMR1"))
     assert blocks == []
     assert found == {(trial, reason) for trial in (1, 2, 3)}
     for word in words:
@@ -116,6 +131,23 @@ def test_a_session_with_two_labels_is_not_used(changes, reason, words):
 def test_no_subject_at_all_is_no_conflict():
     blocks, kept, found, _ = resolve(make_rows([1, 2], subject=[None, None]))
     assert (kept, found, blocks[0].subject) == ([1, 2], set(), None)
+
+
+def test_every_condition_is_known_without_classes():
+    blocks, kept, _, _ = resolve(make_rows([1, 2], condition=["KO", "KO"]))
+    assert (kept, blocks[0].condition) == ([1, 2], "KO")
+    assert resolve(make_rows([1, 2]), classes=("WT", "FMR1"))[1] == [1, 2]
+
+
+def test_a_row_without_the_subject_of_its_session_is_rejected_alone():
+    # Trials 1 and 3 come twice, once without their subject: the sound row stays.
+    rows = make_rows([1, 1, 2, 3, 3], subject=[None, "m1", "m1", "m1", None])
+    blocks, kept, found, rejects = resolve([take(rows, [4, 0]), take(rows, [1, 2, 3])])
+    assert [block.subject for block in blocks] == ["m1"]
+    assert kept == [1, 2, 3]
+    assert found == {(1, Reason.MISSING_ID), (3, Reason.MISSING_ID)}
+    assert all("subject" in reject.detail for reject in rejects)
+    assert len(kept) + len(rejects) == 5
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,44 @@ def test_files_with_different_columns(tmp_path):
         ParquetSource(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("subject", pa.array(["m1"] * 6)),
+        ("subject", pa.array([7] * 6)),
+        ("frequency", pa.array([4000.0] * 6, pa.float32())),
+        ("frequency", pa.array([4000] * 6)),
+    ],
+    ids=lambda value: str(getattr(value, "type", value)),
+)
+@pytest.mark.parametrize("first", ["null", "values"])
+def test_a_column_of_none_in_one_file(tmp_path, name, values, first):
+    """What pandas writes where a recording day has no value at all."""
+    nulls = make_table().append_column(name, pa.nulls(6))
+    valued = make_table(6, 6).append_column(name, values)
+    files = [nulls, valued] if first == "null" else [valued, nulls]
+    for index, table in enumerate(files):
+        write(tmp_path / f"{index}.parquet", table)
+    source = ParquetSource(str(tmp_path))
+    assert name in source.columns
+    texts = [str(v) if name == "subject" else v for v in values.to_pylist()]
+    expected = [None] * 6 + texts if first == "null" else texts + [None] * 6
+    column = source.read_columns(["trial_num", name])[name]
+    assert column.to_pylist() == expected
+    batches = [b for split in source.splits(2) for b in source.read(split, 100)]
+    assert [batch.schema.names for batch in batches] == [list(source.columns)] * 2
+    read = [value for batch in batches for value in batch.column(name).to_pylist()]
+    assert [v if v is None or name != "subject" else str(v) for v in read] == expected
+
+
+def test_a_column_of_none_does_not_hide_that_a_third_file_lacks_it(tmp_path):
+    write(tmp_path / "a.parquet", make_table().append_column("subject", pa.nulls(6)))
+    write(tmp_path / "b.parquet", make_table().append_column("subject", pa.array(["m"] * 6)))
+    write(tmp_path / "c.parquet", make_table())
+    with pytest.raises(SourceError, match=r"b\.parquet has .*subject.*c\.parquet has"):
+        ParquetSource(str(tmp_path))
+
+
 def test_column_order_may_differ_between_files(tmp_path):
     write(tmp_path / "a.parquet", make_table(3, 0))
     write(tmp_path / "b.parquet", make_table(3, 3).select([4, 3, 2, 1, 0]))
@@ -306,6 +344,31 @@ def test_identity_changes_with_the_table(tmp_path):
     assert ParquetSource(str(path)).identity() == before
     write(path, make_table(6))
     assert ParquetSource(str(path)).identity() != before
+
+
+def test_identity_is_the_same_from_every_working_folder(tmp_path, monkeypatch):
+    path = write(tmp_path / "day" / "a.parquet", make_table(5))
+    (tmp_path / "link").symlink_to(tmp_path / "day")
+    absolute = ParquetSource(str(path)).identity()
+    monkeypatch.chdir(tmp_path)
+    assert ParquetSource("day").identity() == absolute
+    assert ParquetSource("link/a.parquet").identity() == absolute
+    monkeypatch.chdir(tmp_path / "day")
+    assert ParquetSource("*.parquet").identity() == absolute
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_row_bytes_are_those_of_the_samples(tmp_path, compression):
+    # Zeros compress to nothing, but are as large in memory.
+    n_samples = 10_000
+    for index, rows in enumerate((30, 10)):
+        traces = [np.zeros(n_samples) if i % 2 else np.arange(n_samples) for i in range(rows)]
+        column = pa.array(traces, pa.list_(pa.float64()))
+        table = make_table(rows).set_column(3, "trace", column)
+        path = tmp_path / f"{index}.parquet"
+        write(path, table, compression=compression, use_dictionary=False, row_group_size=20)
+    source = ParquetSource(str(tmp_path))
+    assert source.row_bytes == pytest.approx(8 * n_samples, rel=0.05)
 
 
 def test_columns_of_the_contract():

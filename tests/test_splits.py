@@ -519,6 +519,29 @@ def test_apply_names_unknown_and_uncovered_ids() -> None:
         apply_splits_file(sessions, parse_splits(as_json(assignment), "f"))
 
 
+def test_apply_knows_sessions_that_lost_every_trial() -> None:
+    sessions = lab_like()
+    assignment = assign_splits(sessions)
+    complete = parse_splits(as_json({**assignment, "flat": "val"}), "f")
+    # s00 lost a few trials only; rows without a session are rejected under no name.
+    for rejected in (["flat", "s00"], {"flat": 2400, "": 3}):
+        found = apply_splits_file(sessions, complete, rejected_sessions=rejected)
+        assert found == assignment
+    with pytest.raises(SplitError, match=r"1 session id\(s\) not in the table: 'flat'"):
+        apply_splits_file(sessions, complete, rejected_sessions=["other"])
+
+
+def test_apply_by_subject_where_a_session_lost_every_trial() -> None:
+    sessions = both_classes(3)
+    text = '{"by": "subject", "train": ["m2", "m9"], "val": ["m0"], "test": ["m1"]}'
+    by_subject = parse_splits(text, "f")
+    found = apply_splits_file(sessions, by_subject, rejected_sessions=["lost", "m0-A"])
+    assert set(found) == {s.session for s in sessions}
+    for rejected in ([], [""], ["m0-A"]):
+        with pytest.raises(SplitError, match=r"1 subject id\(s\) not in the table: 'm9'"):
+            apply_splits_file(sessions, by_subject, rejected_sessions=rejected)
+
+
 def test_apply_an_exported_sessions_table(tmp_path: Path) -> None:
     sessions = both_classes(5)
     assignment = assign_splits(sessions)
@@ -554,6 +577,8 @@ def test_apply_needs_every_class_in_every_required_split() -> None:
     sessions = lab_like(n_wt=3, n_fmr1=3)
     text = as_json({s.session: "train" if i % 2 else "test" for i, s in enumerate(sessions)})
     with pytest.raises(SplitError, match="val has no trial of 'FMR1'"):
+        apply_splits_file(sessions, parse_splits(text, "f"))
+    with pytest.raises(SplitError, match=r"--split_ratios 0\.85,0,0\.15"):
         apply_splits_file(sessions, parse_splits(text, "f"))
     assignment = apply_splits_file(sessions, parse_splits(text, "f"), ("train", "test"))
     assert set(assignment.values()) == {"train", "test"}

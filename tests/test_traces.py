@@ -27,7 +27,6 @@ OPTIONS = ScreeningOptions(
     sfreq=SFREQ,
     onset=ONSET,
     resample=False,
-    classes=("WT", "FMR1"),
     max_railed_fraction=0.2,
     segment=(-0.2, 0.3),
     n_samples=50,
@@ -229,7 +228,6 @@ def changed(where, value):
 BAD: dict[Reason, list[dict]] = {
     Reason.MISSING_ID: [{"session": None}, {"session": ""}, {"trial_num": None}],
     Reason.MISSING_CONDITION: [{"condition": None}, {"condition": ""}],
-    Reason.UNKNOWN_CONDITION: [{"condition": "KO"}, {"condition": "wt"}],
     Reason.MISSING_TIMING: [{"sfreq": 0.0}, {"sfreq": -1.0}, {"sfreq": np.inf}, {"onset": np.inf}],
     Reason.SFREQ_MISMATCH: [{"sfreq": 99.0}, {"sfreq": 100.01}],
     Reason.EMPTY_TRACE: [{"trace": []}, {"trace": None}],
@@ -294,7 +292,6 @@ def test_missing_onset():
 FAULTS = [
     (Reason.MISSING_ID, {"session": None}),
     (Reason.MISSING_CONDITION, {"condition": None}),
-    (Reason.UNKNOWN_CONDITION, {"condition": "KO"}),
     (Reason.MISSING_TIMING, {"onset": np.inf}),
     (Reason.SFREQ_MISMATCH, {"sfreq": 50.0}),
     (Reason.TRUNCATED_TRACE, {"trace": "[1, nan, x, ..."}),
@@ -317,9 +314,10 @@ def test_precedence():
         assert [reject.reason for reject in rejects] == [reason]
 
 
-def test_every_condition_is_known_without_classes():
-    trials, rejects = screen(make_batch([make_row(condition="KO")]), replace(OPTIONS, classes=None))
-    assert trials.condition == ["KO"]
+def test_a_row_of_an_unknown_condition_is_left_to_its_session():
+    """Rejected here, it could no longer contradict the other rows of its session."""
+    trials, rejects = screen(make_batch([make_row(), make_row(condition="KO")]), OPTIONS)
+    assert trials.condition == ["WT", "KO"]
     assert rejects == []
 
 
@@ -339,7 +337,7 @@ def test_nan_outside_the_window_is_harmless(where):
 
 @pytest.mark.parametrize("n_rows", [0, 3])
 def test_no_row_survives(n_rows):
-    trials, rejects = screen(make_batch([make_row(condition="KO")] * 3)[:n_rows], OPTIONS)
+    trials, rejects = screen(make_batch([make_row(condition=None)] * 3)[:n_rows], OPTIONS)
     assert trials.segments.shape == (0, 50)
     assert trials.digest.shape == (0, 16)
     assert len(rejects) == n_rows

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ import pytest
 
 from beam_pipeline import preprocess
 from beam_pipeline.blocks import block_key
+from beam_pipeline.errors import UsageError
 from beam_pipeline.manifest import Manifest, ManifestError, SplitManifest
 from beam_pipeline.options import DatasetOptions, options_fingerprint
-from beam_pipeline.sample import command as sample
+from beam_pipeline.sample.command import write_sample
+from beam_pipeline.sample.options import SampleOptions
 from beam_pipeline.shards import Sample, manifest_entry, write_shard
 from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.spectrogram import SpectrogramOptions
@@ -42,8 +45,8 @@ TEST = "test/lfp-test-00000-of-00002.tar"
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     folder = tmp_path_factory.mktemp("table")
-    options = sample.SampleOptions(sessions=12, trials=10, sfreq=SFREQ, bad_fraction=0.1)
-    sample.write_sample(options, folder)
+    options = SampleOptions(sessions=12, trials=10, sfreq=SFREQ, bad_fraction=0.1)
+    write_sample(options, folder)
     return ParquetSource(str(folder))
 
 
@@ -289,10 +292,6 @@ CHANGED: dict[str, tuple[Callable[[Path], object], dict[str, set[str]]]] = {
         {"rejects/flat.jsonl": {"checksum"}},
     ),
     "extra file": (lambda folder: (folder / "train/x.tar").touch(), {"train/x.tar": {"stray"}}),
-    "work folder": (
-        lambda folder: (folder / ".work-abc/segments").mkdir(parents=True),
-        {".work-abc": {"stray"}},
-    ),
     "edited manifest": (edit_manifest_text, {"dataset.json": {"manifest"}}),
     "no json": (
         lambda folder: (folder / "dataset.json").write_text("{"),
@@ -330,16 +329,36 @@ def test_swapped_shard_contents_are_named_by_split(dataset):
     assert {("checksum", TRAIN), ("checksum", TEST), ("split", f"{TRAIN}: {key}")} <= problems
 
 
-def test_all_problems_are_printed_and_the_status_is_1(dataset, capsys):
+@pytest.mark.parametrize("name", ["[b]odd.txt", "[%WT].txt", ":smile:.txt", "a\\[b]"])
+def test_all_problems_are_printed_and_then_it_fails(dataset, capsys, name):
     damage_byte(dataset)
-    (dataset / "[b]odd.txt").touch()
+    (dataset / name).touch()
 
-    status = run(dataset)
+    with pytest.raises(verify.DamagedDatasetError, match=r"is damaged: 2 problems$"):
+        run(dataset)
 
     printed = capsys.readouterr().out
-    assert status == 1
     assert "2 problems" in printed
-    assert "[b]odd.txt" in printed
+    assert name in printed
+
+
+def test_names_that_begin_with_a_dot_are_no_strays(dataset):
+    (dataset / ".DS_Store").touch()
+    (dataset / "train" / ".nfs0001").touch()
+    (dataset / ".work-abc" / "segments").mkdir(parents=True)
+    (dataset / ".work-abc" / "segments" / "x").touch()
+    (dataset / "notes").mkdir()
+    (dataset / "notes" / "x.txt").touch()
+
+    found = [(problem.check, problem.where) for problem in verify.verify(dataset).problems]
+
+    assert found == [("stray", "notes/x.txt")]
+
+
+@pytest.mark.parametrize("workers", [0, -2])
+def test_a_number_of_workers_that_is_none_is_wrong_usage(dataset, workers):
+    with pytest.raises(UsageError, match=f"^--workers is {workers}"):
+        run(dataset, workers)
 
 
 def test_a_damaged_sample_is_named_beside_its_shard(dataset):
@@ -415,8 +434,8 @@ def stats_that_saw_val(folder: Path) -> None:
     rows = pq.read_table(folder / "sessions.parquet").to_pylist()
     seen = [row for row in rows if row["split"] in ("train", "val")]
     count = sum(row["count"] * len(row["sum"]) for row in seen)
-    mean = sum(float(value) for row in seen for value in row["sum"]) / 2**40 / count
-    square = sum(float(value) for row in seen for value in row["sum_squares"]) / 2**40 / count
+    mean = sum(float(value) for row in seen for value in row["sum"]) / 2**128 / count
+    square = sum(float(value) for row in seen for value in row["sum_squares"]) / 2**128 / count
     set_stats(folder, mean=mean, std=(square - mean**2) ** 0.5, count=count)
 
 
@@ -426,7 +445,8 @@ def add_to_sessions(folder: Path, **changes: int) -> None:
     def edit(row: dict[str, Any]) -> None:
         if row["session"] == "session-00001":
             for name, change in changes.items():
-                row[name] += change
+                # Decimals would round a sum to 28 digits.
+                row[name] = type(row[name])(int(row[name]) + change)
 
     edit_sessions(folder, edit)
     reseal(folder)
@@ -438,8 +458,8 @@ def shift_moments(folder: Path) -> None:
 
     def edit(row: dict[str, Any]) -> None:
         if row["session"] == "session-00003":
-            change = int(0.01 * std * row["count"] * 2**40)
-            row["sum"] = [value + change for value in row["sum"]]
+            change = int(0.01 * std * row["count"] * 2**128)
+            row["sum"] = [Decimal(int(value) + change) for value in row["sum"]]
 
     edit_sessions(folder, edit)
     reseal(folder)

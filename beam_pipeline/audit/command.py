@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from beam_pipeline import console
 from beam_pipeline.audit.summary import TableAudit, summarize
 from beam_pipeline.audit.table_warnings import AuditWarning, Severity, table_warnings
 from beam_pipeline.audit.tally import AuditTally, Timing
 from beam_pipeline.audit.timing_warnings import timing_warnings
+from beam_pipeline.errors import UsageError
 from beam_pipeline.manifest import write_atomically
 from beam_pipeline.options import add_source_arguments
 from beam_pipeline.sources import TraceSource
@@ -30,6 +31,10 @@ PAGE = "index.html"
 NUMBERS = "audit.json"
 BATCH_ROWS = 64
 _COLORS = {Severity.PROBLEM: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+
+
+class OutputExistsError(RuntimeError):
+    """The output folder holds something that must not be lost."""
 
 
 def tally_table(source: TraceSource, sfreq: float | None, onset: float | None) -> AuditTally:
@@ -168,6 +173,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_output(output: Path) -> None:
+    """Check that an audit may be written to a folder.
+
+    Raises
+    ------
+    OutputExistsError
+        If it is a file, or holds anything else than an earlier audit. Names that begin with a
+        dot do not count: nothing is written over them.
+    """
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise OutputExistsError(f"{output} is a file; --output needs a folder")
+    foreign = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
+    if foreign and not _is_audit(output / NUMBERS):
+        raise OutputExistsError(
+            f"{output} is neither empty nor an audit: it holds {', '.join(foreign[:5])}; "
+            "choose another --output"
+        )
+
+
+def _is_audit(path: Path) -> bool:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.get("format_version") == FORMAT_VERSION
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command.
 
@@ -179,19 +213,25 @@ def run(args: argparse.Namespace) -> int:
     Returns
     -------
     int
-        Exit status: 0 done, 2 wrong usage. What is wrong with the table is no failure.
+        Exit status: 0 done. What is wrong with the table is no failure.
 
     Raises
     ------
+    UsageError
+        If a flag has a value that it cannot have.
     SourceError
         If the table cannot be read.
+    OutputExistsError
+        If the output folder holds something else.
     """
     # Matplotlib takes a second to load, which other commands need not wait for.
     from beam_pipeline.audit.page import audit_page
 
     if args.sfreq is not None and not 0 < args.sfreq < np.inf:
-        print(f"audit: --sfreq {args.sfreq:g} must be above 0 Hz", file=sys.stderr)
-        return 2
+        raise UsageError(f"--sfreq is {args.sfreq:g}, but must be a finite rate above 0 Hz")
+    if args.onset is not None and not np.isfinite(args.onset):
+        raise UsageError(f"--onset is {args.onset:g}, but must be a finite time in seconds")
+    check_output(args.output)
     source = ParquetSource(args.input, args.columns)
     args.output.mkdir(parents=True, exist_ok=True)
     audit, warnings = audit_table(source, args.sfreq, args.onset)
@@ -206,8 +246,8 @@ def _print_warnings(warnings: Sequence[AuditWarning]) -> None:
     # A pipe has no width: without one, rich would wrap at 80 columns.
     terminal = Console() if sys.stdout.isatty() else Console(width=120)
     for warning in warnings:
-        style = _COLORS[warning.severity]
-        title = f"[{style}]{warning.severity}[/]  [bold]{escape(warning.title)}[/]"
-        terminal.print(title, highlight=False)
-        terminal.print(f"  {escape(warning.text)}", highlight=False)
-        terminal.print(f"  -> {escape(warning.advice)}", highlight=False)
+        severity = str(warning.severity), _COLORS[warning.severity]
+        terminal.print(Text.assemble(severity, "  ", (warning.title, "bold")))
+        # As plain text: rich would read a session named `[b]` as markup.
+        terminal.print(Text(f"  {warning.text}"))
+        terminal.print(Text(f"  -> {warning.advice}"))

@@ -199,7 +199,7 @@ def _session(name: str, tally: SessionTally) -> SessionAudit:
     values = numbers.tolist()
     gaps = [(low + 1, high - 1) for low, high in pairwise(values) if high > low + 1]
     accepted = np.asarray(tally.accepted, np.int64)
-    repeats = np.unique(np.asarray(tally.repeat, np.int64))
+    told_apart = np.unique(_trial_and_stimulus(tally), axis=0)
     repeated = len(accepted) - len(np.unique(accepted))
     level = np.asarray(tally.level, np.float64)
     powers = [np.median(sums.power[1:] / sums.n_trials) for sums in tally.sums.values()]
@@ -213,7 +213,7 @@ def _session(name: str, tally: SessionTally) -> SessionAudit:
         n_missing=sum(last - first + 1 for first, last in gaps),
         gaps=tuple(gaps[:MAX_GAPS]),
         n_duplicates=len(tally.trial_num) - len(numbers),
-        repeats_stimuli=repeated > 0 and len(accepted) - len(repeats) < 0.1 * repeated,
+        repeats_stimuli=repeated > 0 and len(accepted) - len(told_apart) < 0.1 * repeated,
         amplitude=None if quantiles is None else (quantiles[0], quantiles[1], quantiles[2]),
         median_power=float(np.median(powers)) if powers else None,
         rejects=dict(sorted(tally.rejects.items())),
@@ -300,29 +300,41 @@ def _gain_contrasts(sessions: Sequence[SessionAudit]) -> Iterable[GainContrast]:
 def _rejects(tally: AuditTally, tallies: Mapping[str, SessionTally]) -> dict[Reason, int]:
     """Count rejects in the order of preprocessing: row, session, duplicates, identical traces."""
     counts = Counter(tally.nameless)
-    sound: list[SessionTally] = []
+    digests: list[NDArray[np.int64]] = []
     for own in tallies.values():
         counts.update(own.rejects)
-        if len(own.conditions) > 1:
+        subjects = {subject for _, subject in own.labels} - {None}
+        if len({condition for condition, _ in own.labels}) > 1:
             counts[Reason.SESSION_TWO_CONDITIONS] += len(own.accepted)
-        elif len(own.subjects) > 1:
+            continue
+        if len(subjects) > 1:
             counts[Reason.SESSION_TWO_SUBJECTS] += len(own.accepted)
-        else:
-            sound.append(own)
-    kept = [_without_duplicates(own) for own in sound]
-    counts[Reason.DUPLICATE_TRIAL] += sum(len(own.accepted) for own in sound) - sum(map(len, kept))
-    counts[Reason.DUPLICATE_TRACE] += _count_copies(kept)
+            continue
+        # A session that names no subject at all is one of an unknown animal.
+        kept = np.asarray(own.named, np.bool_) | (not subjects)
+        counts[Reason.MISSING_ID] += int(np.count_nonzero(~kept))
+        digests.append(_without_duplicates(own, kept))
+        counts[Reason.DUPLICATE_TRIAL] += int(np.count_nonzero(kept)) - len(digests[-1])
+    counts[Reason.DUPLICATE_TRACE] += _count_copies(digests)
     return {reason: counts[reason] for reason in Reason if counts[reason]}
 
 
-def _without_duplicates(tally: SessionTally) -> NDArray[np.int64]:
-    """Return the digests of the trials that stay: of equal rows one, of differing rows none."""
-    rows = np.column_stack(
-        [np.asarray(values, np.int64) for values in (tally.accepted, tally.repeat, tally.digest)]
+def _trial_and_stimulus(tally: SessionTally) -> NDArray[np.int64]:
+    """Return trial_num, frequency and amplitude of the accepted rows, int64 of shape (n, 3)."""
+    stimuli = np.column_stack(
+        [np.asarray(v, np.float64) for v in (tally.frequency, tally.amplitude)]
     )
-    distinct = np.unique(rows, axis=0)
+    # As bits, of one NaN and of one zero: a stimulus that nobody states equals itself.
+    bits = np.where(np.isnan(stimuli), np.nan, stimuli + 0.0).view(np.int64)
+    return np.column_stack([np.asarray(tally.accepted, np.int64), bits])
+
+
+def _without_duplicates(tally: SessionTally, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the digests of the trials that stay: of equal rows one, of differing rows none."""
+    rows = np.column_stack([_trial_and_stimulus(tally), np.asarray(tally.digest, np.int64)])
+    distinct = np.unique(rows[kept], axis=0)
     _, first, counts = np.unique(distinct[:, 0], return_index=True, return_counts=True)
-    return np.asarray(distinct[first[counts == 1], 2])
+    return np.asarray(distinct[first[counts == 1], -1])
 
 
 def _count_copies(digests: Sequence[NDArray[np.int64]]) -> int:

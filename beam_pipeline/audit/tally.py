@@ -75,6 +75,10 @@ def _integers() -> array[int]:
     return array("q")
 
 
+def _floats() -> array[float]:
+    return array("d")
+
+
 @dataclass
 class SessionTally:
     """One session: counts, a few numbers a trial, and sums of traces.
@@ -86,10 +90,14 @@ class SessionTally:
         Rows by label; rows without the label are left out.
     trial_num : array of int
         Of every row that has one.
+    labels : Counter
+        Rows that passed the screening by (condition, subject or None).
     accepted : array of int
-        `trial_num` of the rows that passed the screening; the next three go with it.
-    repeat : array of int
-        Hash of trial_num and stimulus.
+        `trial_num` of the rows that passed the screening; the next five go with it.
+    named : array of int
+        1 if the row has a subject, else 0.
+    frequency, amplitude : array of float
+        Stimulus; NaN where the table says nothing.
     digest : array of int
         64 bits of the trace's digest.
     level : array of float
@@ -106,10 +114,13 @@ class SessionTally:
     conditions: Counter[str] = field(default_factory=Counter)
     subjects: Counter[str] = field(default_factory=Counter)
     trial_num: array[int] = field(default_factory=_integers)
+    labels: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     accepted: array[int] = field(default_factory=_integers)
-    repeat: array[int] = field(default_factory=_integers)
+    named: array[int] = field(default_factory=lambda: array("b"))
+    frequency: array[float] = field(default_factory=_floats)
+    amplitude: array[float] = field(default_factory=_floats)
     digest: array[int] = field(default_factory=_integers)
-    level: array[float] = field(default_factory=lambda: array("d"))
+    level: array[float] = field(default_factory=_floats)
     rejects: Counter[Reason] = field(default_factory=Counter)
     timings: Counter[Timing] = field(default_factory=Counter)
     sums: dict[Timing, TraceSums] = field(default_factory=dict)
@@ -125,10 +136,12 @@ class SessionTally:
         """Add the accepted rows `rows` of a batch, which belong to this session."""
         self.timings[timing] += len(rows)
         for row in rows:
-            number = int(trials.trial_num[row])
-            self.accepted.append(number)
-            # Python's hash of numbers has no salt: the same in every run.
-            self.repeat.append(hash((number, trials.frequency[row], trials.amplitude[row])))
+            subject = trials.subject[row]
+            self.labels[trials.condition[row], subject] += 1
+            self.accepted.append(int(trials.trial_num[row]))
+            self.named.append(subject is not None)
+            self.frequency.append(float(trials.frequency[row]))
+            self.amplitude.append(float(trials.amplitude[row]))
             self.digest.append(int(trials.digest[row, :8].view(np.int64)[0]))
             self.level.append(float(trials.level[row]))
         if timing not in self.sums and len(self.sums) < MAX_TIMINGS:
@@ -230,7 +243,6 @@ class AuditTally:
             sfreq=1.0 if timing.sfreq is None else timing.sfreq,
             onset=onset,
             resample=False,
-            classes=None,
             max_railed_fraction=self.max_railed_fraction,
             # The whole trace, whatever its length.
             segment=(-onset, np.inf),

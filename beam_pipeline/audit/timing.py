@@ -9,6 +9,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from beam_pipeline.sessions import MAD_TO_STD
+
 MAINS = (50.0, 60.0)
 FACTORS = (0.1, 0.2, 0.5, 2.0, 5.0, 10.0)
 #: Rates that amplifiers offer, those of Tucker-Davis systems (24414.0625 Hz and parts) included.
@@ -25,7 +27,6 @@ BIN_TOLERANCE = 0.35
 EXPECTED_LATENCY = (0.015, 0.060)
 #: Deflections of the mean response below this many robust standard deviations are taken as noise.
 MIN_EVOKED_SCORE = 6.0
-MAD_TO_STD = 1.4826022185056018
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """Generate a folder with an LFP-like trace table and what is true of it.
 
-The model and the best accuracy that it allows are in `sample_model`.
+The model and the best accuracy that it allows are in `beam_pipeline.sample.model`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,18 +21,12 @@ import pyarrow.parquet as pq
 from beam_pipeline import console
 from beam_pipeline.sample.model import BAYES_N_TRIALS, LATENT_SCALE, bayes_accuracy
 from beam_pipeline.sample.options import SampleOptions
-from beam_pipeline.sample.sessions import draw_session, stimulus_order
-from beam_pipeline.sample.tables import LATENT_SCHEMA, encode_traces, session_tables
-from beam_pipeline.sample.traces import GAMMA_BAND, GAMMA_WINDOW, simulate
+from beam_pipeline.sample.tables import LATENT_SCHEMA, session_tables
+from beam_pipeline.sample.traces import GAMMA_BAND, GAMMA_WINDOW
 
 __all__ = [
-    "SampleOptions",
     "add_arguments",
-    "draw_session",
-    "encode_traces",
     "run",
-    "simulate",
-    "stimulus_order",
     "write_sample",
 ]
 
@@ -276,20 +269,19 @@ def run(args: argparse.Namespace) -> int:
     Returns
     -------
     int
-        Exit status: 0 done, 1 failed, 2 wrong usage.
+        Exit status: 0 done.
+
+    Raises
+    ------
+    UsageError
+        If an option is out of its range.
+    ValueError
+        If the folder holds another table and ``--overwrite`` is not given.
     """
-    try:
-        options = SampleOptions(
-            **{name: getattr(args, name) for name in SampleOptions.__dataclass_fields__}
-        )
-    except ValueError as error:
-        print(f"sample: {error}", file=sys.stderr)
-        return 2
-    try:
-        written = _write_and_show(options, args.output, args.overwrite)
-    except (OSError, ValueError) as error:
-        print(f"sample: {error}", file=sys.stderr)
-        return 1
+    options = SampleOptions(
+        **{name: getattr(args, name) for name in SampleOptions.__dataclass_fields__}
+    )
+    written = _write_and_show(options, args.output, args.overwrite)
     truth = json.loads((args.output / TRUTH_FILE).read_text())
     ceilings = ", ".join(f"{n}: {value:.3f}" for n, value in truth["bayes_accuracy"].items())
     state = "wrote" if written else "already complete, left as it is:"

@@ -7,6 +7,8 @@ from typing import Final, Literal
 
 import numpy as np
 
+from beam_pipeline.errors import UsageError
+
 MIN_SFREQ: Final = 250.0
 
 
@@ -35,7 +37,7 @@ class SampleOptions:
 
     Raises
     ------
-    ValueError
+    UsageError
         If an option is out of its range.
     """
 
@@ -68,4 +70,4 @@ class SampleOptions:
         )
         for name, valid, expected in rules:
             if not valid:
-                raise ValueError(f"--{name} is {getattr(self, name)!r}, but must be {expected}")
+                raise UsageError(f"--{name} is {getattr(self, name)!r}, but must be {expected}")

@@ -29,6 +29,8 @@ class TraceSource(Protocol):
     columns: tuple[str, ...]
     #: float32 where that holds every sample of the table without rounding, else float64.
     sample_dtype: str
+    #: Mean size of a row in memory, in bytes, to decide how many are read at once.
+    row_bytes: float
     #: Time at which the table was read, where a table changes under the reader (BigQuery).
     snapshot_time: str | None
 
@@ -120,8 +122,7 @@ def match_columns(schema: pa.Schema, names: Mapping[str, str], where: str) -> di
             continue
         fits, expected = COLUMN_TYPES[name]
         found = schema.field(column).type
-        if pa.types.is_null(found) and name in OPTIONAL_COLUMNS:
-            # What pandas writes for a column of None: it says no more than its absence.
+        if name in OPTIONAL_COLUMNS and pa.types.is_null(found):
             continue
         if not fits(found):
             raise SourceError(
@@ -130,3 +131,16 @@ def match_columns(schema: pa.Schema, names: Mapping[str, str], where: str) -> di
             )
         matched[name] = column
     return matched
+
+
+def null_columns(schema: pa.Schema, names: Mapping[str, str]) -> frozenset[str]:
+    """Return the optional columns of type null, which is what pandas makes of a column of None.
+
+    Such a column says no more than its absence, but fits any type that other files give it.
+    """
+    return frozenset(
+        name
+        for name in OPTIONAL_COLUMNS
+        for column in [names.get(name, name)]
+        if column in schema.names and pa.types.is_null(schema.field(column).type)
+    )

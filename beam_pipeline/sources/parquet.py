@@ -12,7 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_pipeline.sources import TEXT_COLUMNS, SourceError, match_columns
+from beam_pipeline.sources import (
+    COLUMNS,
+    TEXT_COLUMNS,
+    SourceError,
+    match_columns,
+    null_columns,
+)
 from beam_pipeline.traces import fits_float32
 
 #: With a buffer, Parquet pages are streamed; without, a whole column chunk is held in memory.
@@ -34,8 +40,10 @@ class ParquetSplit:
 class _File:
     path: str
     columns: dict[str, str]
+    null_columns: frozenset[str]
     fits_float32: bool
     row_group_rows: tuple[int, ...]
+    n_bytes: int
 
 
 class ParquetSource:
@@ -60,19 +68,13 @@ class ParquetSource:
     def __init__(self, uri: str, names: Mapping[str, str] | None = None) -> None:
         self.uri = uri
         self._files = [_inspect(path, names or {}) for path in _find(uri)]
-        first = self._files[0]
-        for file in self._files[1:]:
-            if file.columns.keys() != first.columns.keys():
-                raise SourceError(
-                    f"{file.path} has the columns {sorted(file.columns)}, but {first.path} has "
-                    f"{sorted(first.columns)}: the files of one table need the same columns"
-                )
-        self.columns = tuple(first.columns)
+        self.columns = _common_columns(self._files)
         self.n_rows = sum(sum(file.row_group_rows) for file in self._files)
         exact = all(file.fits_float32 for file in self._files)
         self.sample_dtype = "float32" if exact else "float64"
         if self.n_rows == 0:
             raise SourceError(f"{uri}: the table has no rows")
+        self.row_bytes = sum(file.n_bytes for file in self._files) / self.n_rows
 
     def splits(self, desired: int) -> list[ParquetSplit]:
         """Return one piece a row group, or a few where the row groups are too large.
@@ -106,7 +108,7 @@ class ParquetSource:
                 last = min(batch.num_rows, split.stop - position)
                 position += batch.num_rows
                 if last > first:
-                    yield _rename(batch.slice(first, last - first), columns)
+                    yield self._fit(batch.slice(first, last - first), columns)
                 if position >= split.stop:
                     return
 
@@ -114,25 +116,48 @@ class ParquetSource:
         """Read a few small columns of all files; ids and conditions as strings."""
         tables = []
         for file in self._files:
+            present = [name for name in names if name in file.columns]
             with pq.ParquetFile(file.path) as parquet:
-                table = parquet.read([file.columns[name] for name in names])
-            columns = {name: table.column(file.columns[name]) for name in names}
+                table = parquet.read([file.columns[name] for name in present])
+            columns = {name: table.column(file.columns[name]) for name in present}
             # Files may differ in whether an id is a number.
             for name in columns.keys() & TEXT_COLUMNS:
                 columns[name] = columns[name].cast(pa.string())
-            tables.append(pa.table({name: columns[name] for name in names}))
+            n_rows = sum(file.row_group_rows)
+            tables.append(pa.table({name: columns.get(name, pa.nulls(n_rows)) for name in names}))
         return pa.concat_tables(tables, promote_options="permissive")
 
     def identity(self) -> list[Any]:
-        """Return path, size and modification time of every file."""
-        stats = [(file.path, Path(file.path).stat()) for file in self._files]
-        return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        """Return absolute path, size and modification time of every file."""
+        paths = [Path(file.path).resolve() for file in self._files]
+        stats = [(path, path.stat()) for path in paths]
+        return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+    def _fit(self, batch: pa.RecordBatch, columns: Mapping[str, str]) -> pa.RecordBatch:
+        """Name a file's columns as the contract does; those that it has no values of are null."""
+        arrays = [
+            batch.column(columns[name]) if name in columns else _nulls(name, batch.num_rows)
+            for name in self.columns
+        ]
+        return pa.RecordBatch.from_arrays(arrays, names=list(self.columns))
 
 
-def _rename(batch: pa.RecordBatch, columns: Mapping[str, str]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays(
-        [batch.column(column) for column in columns.values()], names=list(columns)
-    )
+def _nulls(name: str, n_rows: int) -> pa.Array:
+    return pa.nulls(n_rows, pa.string() if name in TEXT_COLUMNS else pa.float64())
+
+
+def _common_columns(files: Sequence[_File]) -> tuple[str, ...]:
+    """Return the columns that a file has values of; the others must have them too, if only null."""
+    holder = {name: file for file in files for name in file.columns}
+    for file in files:
+        missing = holder.keys() - file.columns.keys() - file.null_columns
+        if missing:
+            other = holder[min(missing)]
+            raise SourceError(
+                f"{other.path} has the columns {sorted(other.columns)}, but {file.path} has "
+                f"{sorted(file.columns)}: the files of one table need the same columns"
+            )
+    return tuple(name for name in COLUMNS if name in holder)
 
 
 def _find(uri: str) -> list[str]:
@@ -168,6 +193,13 @@ def _inspect(path: str, names: Mapping[str, str]) -> _File:
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise SourceError(f"{path}: not a readable Parquet file ({reason})") from error
-    rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    row_groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     columns = match_columns(schema, names, path)
-    return _File(path, columns, fits_float32(schema.field(columns["trace"]).type), rows)
+    return _File(
+        path,
+        columns,
+        null_columns(schema, names),
+        fits_float32(schema.field(columns["trace"]).type),
+        tuple(row_group.num_rows for row_group in row_groups),
+        sum(row_group.total_byte_size for row_group in row_groups),
+    )

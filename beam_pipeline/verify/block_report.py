@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,12 +15,12 @@ from numpy.typing import NDArray
 from beam_pipeline.blocks import block_key
 from beam_pipeline.moments import exact_sum
 from beam_pipeline.shards import MEMBERS
+from beam_pipeline.traces import DIGEST_BYTES, digests
 
 #: npy headers of up to three axes are 128 bytes long; twice that leaves room for other writers.
 NPY_HEADER_BYTES = 256
 #: Room in a json member for the names, and for three numbers a trial.
 JSON_NAME_BYTES, JSON_TRIAL_BYTES = 1 << 16, 96
-DIGEST_BYTES = 16
 #: Fewer bytes than this may be equal by chance in two trials.
 MIN_IDENTITY_BYTES = 32
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -89,7 +88,7 @@ class BlockReport:
     n_at_limit : int64 array of shape (n_freqs,)
         Values at the limit of float16.
     baseline_sum : int or None
-        Sum of the baseline spectra in units of 2**-40; None where it is not finite.
+        Sum of the baseline spectra in units of 2**-128; None where it is not finite.
     spectrogram_digest, baseline_digest : uint8 arrays of shape (n_trials, 16)
         See `row_digests`.
     """
@@ -317,10 +316,8 @@ def row_digests(rows: NDArray[Any]) -> NDArray[np.uint8]:
     Zeros stand for rows that do not tell one trace from another: shorter than 32 bytes, or all
     of one value (power below ``log_floor``).
     """
-    digests = np.zeros((len(rows), DIGEST_BYTES), np.uint8)
-    if rows.shape[1] * rows.itemsize < MIN_IDENTITY_BYTES:
-        return digests
-    for index in np.flatnonzero((rows != rows[:, :1]).any(axis=1)):
-        digest = hashlib.blake2b(rows[index].tobytes(), digest_size=DIGEST_BYTES).digest()
-        digests[index] = np.frombuffer(digest, np.uint8)
-    return digests
+    found = np.zeros((len(rows), DIGEST_BYTES), np.uint8)
+    if rows.shape[1] * rows.itemsize >= MIN_IDENTITY_BYTES:
+        telling = np.flatnonzero((rows != rows[:, :1]).any(axis=1))
+        found[telling] = digests(rows[telling])
+    return found

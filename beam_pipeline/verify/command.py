@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from beam_pipeline import console
+from beam_pipeline.cpus import n_cpus
+from beam_pipeline.errors import UsageError
 from beam_pipeline.layout import SessionSummary
 from beam_pipeline.manifest import MANIFEST, SESSIONS, Manifest, ManifestError, read_manifest
 from beam_pipeline.sessions_table import read_summaries
@@ -64,6 +63,10 @@ CHECKS: tuple[Callable[[Dataset], Iterable[Problem]], ...] = (
     check_statistics,
     check_moments,
 )
+
+
+class DamagedDatasetError(RuntimeError):
+    """A dataset is not what its manifest says."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=n_cpus(),
         metavar="N",
         help="processes that read shards (default: one a core)",
     )
@@ -219,13 +222,19 @@ def run(args: argparse.Namespace) -> int:
     Returns
     -------
     int
-        Exit status: 0 sound, 1 damaged.
+        Exit status: 0 sound.
 
     Raises
     ------
+    UsageError
+        If a flag has a value that it cannot have.
     ManifestError
         If the folder is no dataset.
+    DamagedDatasetError
+        If there are problems; they are printed before.
     """
+    if args.workers < 1:
+        raise UsageError(f"--workers is {args.workers}, but must be at least 1")
     started = time.monotonic()
     done: Counter[str] = Counter()
     with console.watch(
@@ -233,8 +242,9 @@ def run(args: argparse.Namespace) -> int:
     ):
         result = verify(args.folder, args.workers, lambda n: done.update(verify=n))
     if result.problems:
-        _print_problems(args.folder, result.problems)
-        return 1
+        count = _plural(len(result.problems))
+        _print_problems(f"{count} in {args.folder}", result.problems)
+        raise DamagedDatasetError(f"{args.folder} is damaged: {count}")
     print(
         f"{args.folder} is sound: {result.n_trials:,} trials of {result.n_sessions:,} sessions; "
         f"{result.n_files:,} files, {console.format_bytes(result.n_bytes)} reread and "
@@ -251,15 +261,17 @@ def _stated_trials(folder: Path) -> int:
         return 0
 
 
-def _print_problems(folder: Path, problems: Sequence[Problem]) -> None:
+def _plural(n_problems: int) -> str:
+    return "1 problem" if n_problems == 1 else f"{n_problems:,} problems"
+
+
+def _print_problems(title: str, problems: Sequence[Problem]) -> None:
     shown = problems[:PRINTED_PROBLEMS]
     left = Counter(problem.check for problem in problems[PRINTED_PROBLEMS:])
     rest = ", ".join(f"{check} {n:,}" for check, n in left.most_common())
-    count = "1 problem" if len(problems) == 1 else f"{len(problems):,} problems"
     console.print_table(
-        f"{escape(str(folder))} is damaged: {count}",
+        title,
         ["check", "where", "detail"],
-        # Names and values may hold brackets, which rich takes for markup.
-        [(p.check, escape(p.where), escape(p.detail)) for p in shown],
+        [(p.check, p.where, p.detail) for p in shown],
         f"and {sum(left.values()):,} more: {rest}" if left else "",
     )

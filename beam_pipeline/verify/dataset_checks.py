@@ -22,7 +22,6 @@ from beam_pipeline.splits import SPLITS
 from beam_pipeline.traces import Reason, Reject
 from beam_pipeline.verify.block_report import BlockReport, Problem
 from beam_pipeline.verify.shard_report import ShardReport
-from beam_pipeline.work_folder import PREFIX
 
 CARD = "README.md"
 SHARD_FIELDS = {"path", "bytes", "sha256", "samples", "trials"}
@@ -174,16 +173,15 @@ def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> Problem | 
     )
 
 
-def _strays(folder: Path, known: set[str]) -> Iterator[Problem]:
+def _strays(folder: Path, known: set[str], prefix: str = "") -> Iterator[Problem]:
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(PREFIX):
-            detail = "work folder of a run that did not end; the same preprocess command removes it"
-            yield Problem("stray", path.name, detail)
+        # A run that did not end, a desktop's notes: readers are told to ignore them, too.
+        if path.name.startswith("."):
             continue
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            name = file.relative_to(folder).as_posix()
-            if not file.is_dir() and name not in known:
-                yield Problem("stray", name, "no part of the dataset")
+        if path.is_dir():
+            yield from _strays(path, known, f"{prefix}{path.name}/")
+        elif f"{prefix}{path.name}" not in known:
+            yield Problem("stray", f"{prefix}{path.name}", "no part of the dataset")
 
 
 def check_indices(dataset: Dataset) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_pipeline.splits import SPLITS
+from beam_pipeline.traces import DIGEST_BYTES
 from beam_pipeline.verify.block_report import BlockReport, Problem
 from beam_pipeline.verify.dataset_checks import Dataset, some
 
@@ -59,8 +60,8 @@ def check_copies(dataset: Dataset) -> Iterator[Problem]:
 def _digests(dataset: Dataset, split: str, kind: str) -> KnownDigests:
     blocks = [block for report, block in dataset.blocks() if report.split == split]
     parts = [getattr(block, f"{kind}_digest") for block in blocks]
-    joined = np.concatenate([np.zeros((0, 16), np.uint8), *parts])
-    unique, first = np.unique(joined.view("S16").ravel(), return_index=True)
+    joined = np.concatenate([np.zeros((0, DIGEST_BYTES), np.uint8), *parts])
+    unique, first = np.unique(joined.view(f"S{DIGEST_BYTES}").ravel(), return_index=True)
     ends = np.cumsum([len(part) for part in parts])
     places = []
     for index, block in zip(first, np.searchsorted(ends, first, side="right"), strict=True):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from beam_pipeline.dataset_folder import normalization_stats
 from beam_pipeline.layout import LayoutError, SessionSummary, train_normalization
 from beam_pipeline.manifest import MANIFEST, SESSIONS, STATS
 from beam_pipeline.moments import UNIT
@@ -59,14 +60,7 @@ def _compare_with_train(
     except (LayoutError, ArithmeticError) as error:
         yield Problem("statistics", SESSIONS, f"its train sessions give none: {error}")
         return
-    per_frequency = method == "per_frequency"
-    rebuilt = {
-        "mean": norm.mean.tolist() if per_frequency else float(norm.mean[0]),
-        "std": norm.std.tolist() if per_frequency else float(norm.std[0]),
-        "count": norm.count,
-        "sessions": list(norm.sessions),
-    }
-    for name, expected in rebuilt.items():
+    for name, expected in normalization_stats(norm).items():
         if stated.get(name) != expected:
             values = (
                 "" if isinstance(expected, list) else f" {stated.get(name)!r}, not {expected!r}"
@@ -124,7 +118,7 @@ def recover_moments(
     recovered_squares = np.maximum(spread + cross + count * shift**2, 0.0)
     constant = std * SUBNORMAL_ROUNDING + np.abs(shift) * SHIFT_ROUNDING
     r = std * RELATIVE_ROUNDING * np.sqrt(squares) + constant * math.sqrt(count)
-    # Sums of N values, each rounded to a multiple of 2**-40 at most once.
+    # Sums of N values, each rounded to a multiple of 2**-128 at most once.
     fixed_point = count / UNIT
     magnitude = np.abs(std * sums) + count * np.abs(shift)
     return RecoveredMoments(
