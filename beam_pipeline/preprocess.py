@@ -134,14 +134,15 @@ def preprocess(
     """
     with locked(output):
         existing = existing_dataset(source, options, output, overwrite)
-        # In this order, so that at any moment a work folder marks what lies here as ours.
         leftovers = WorkFolder.leftovers(output)
+        if existing is not None:
+            for leftover in leftovers:
+                leftover.remove()
+            return existing, False
+        # Before the others go, so that at any moment a work folder marks what lies here as ours.
         work = WorkFolder.create(output)
         for leftover in leftovers:
             leftover.remove()
-        if existing is not None:
-            work.remove()
-            return existing, False
         manifest = _make(source, options, work, beam_arguments, verbose)
         install(work, manifest, output)
         return manifest, True
