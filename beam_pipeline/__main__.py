@@ -50,6 +50,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
+        command.set_defaults(parser=command)
         command.add_argument("--verbose", action="store_true", help="show tracebacks and Beam logs")
         if name == chosen:
             module = importlib.import_module(f"beam_pipeline.{MODULES.get(name, name)}")
@@ -70,22 +71,10 @@ def check_beam_arguments(parser: argparse.ArgumentParser, arguments: Sequence[st
     _, unknown = beam_parser.parse_known_args(list(arguments))
     if unknown:
         flags = [flag for action in beam_parser._actions for flag in action.option_strings]
-        flags += [flag for flag in _all_flags(parser) if flag not in flags]
+        flags += [flag for action in parser._actions for flag in action.option_strings]
         near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-
-
-def _all_flags(parser: argparse.ArgumentParser) -> list[str]:
-    commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return sorted(
-        {
-            flag
-            for command in commands.choices.values()
-            for action in command._actions
-            for flag in action.option_strings
-        }
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser(next((word for word in given if word in COMMANDS), None))
     args, rest = parser.parse_known_args(given)
     if rest and args.command != "preprocess":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    check_beam_arguments(parser, rest)
+        args.parser.error(f"{args.command} has no {' '.join(rest)}; see --help")
+    check_beam_arguments(args.parser, rest)
     args.beam_arguments = rest
     try:
         return int(args.run(args))

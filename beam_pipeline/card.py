@@ -13,6 +13,8 @@ from beam_pipeline.manifest import Manifest
 from beam_pipeline.splits import SPLITS
 
 PICTURE = "mean_spectrograms.png"
+#: Shares of the trials that are further from what was asked for are said.
+RATIO_TOLERANCE = 0.05
 _CARD = """# LFP spectrogram dataset
 
 {n_trials:,} trials of {n_sessions:,} sessions ({n_subjects}), classes {classes}. Each sample of a
@@ -34,6 +36,7 @@ Normalisation: {normalization}.
 {splits}
 
 Split by {grouping}. The unit of evidence is the animal, then the session: {evidence}
+{cautions}
 
 ## Rows that were not used
 
@@ -84,6 +87,7 @@ def dataset_card(manifest: Manifest) -> str:
         splits=_splits_table(manifest),
         grouping="subject" if subjects else "session (the table names no subjects)",
         evidence=f"the test split holds {units} of them.",
+        cautions="".join(f"\n- Note: {caution}." for caution in cautions(manifest)),
         rejects=_rejects_table(manifest.rejects),
         picture=PICTURE,
         options=markdown_table(
@@ -93,6 +97,36 @@ def dataset_card(manifest: Manifest) -> str:
         versions=", ".join(f"{name} {value}" for name, value in manifest.versions.items()),
         source=f"`{manifest.source['uri']}`, {manifest.source['rows']:,} rows",
     )
+
+
+def cautions(manifest: Manifest) -> list[str]:
+    """Return what a reader should know before trusting the splits."""
+    splits, found = manifest.splits, []
+    total = sum(split.trials for split in splits.values())
+    reached = [split.trials / total for split in splits.values()]
+    asked = manifest.options["split_ratios"]
+    if (
+        manifest.options["splits"] is None
+        and max(abs(a - b) for a, b in zip(asked, reached, strict=True)) > RATIO_TOLERANCE
+    ):
+        found.append(
+            f"the splits hold {_shares(reached)} of the trials instead of {_shares(asked)}: there "
+            "are too few groups, or they are too unequal"
+        )
+    sessions = sum(len(split.sessions) for split in splits.values())
+    subjects = {name for split in splits.values() for name in split.subjects}
+    if len(subjects) == sessions:
+        found.append(
+            "each subject has a single session: if the column does not name animals, an animal "
+            "may stand in two splits"
+        )
+    elif not subjects:
+        found.append("the table names no subjects: an animal may stand in two splits")
+    return found
+
+
+def _shares(values: Sequence[float]) -> str:
+    return " / ".join(f"{value:.2f}" for value in values)
 
 
 def _normalization_text(norm: Mapping[str, Any]) -> str:

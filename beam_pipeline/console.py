@@ -116,9 +116,12 @@ def _show_lines(
                 continue
             shown[phase], last = done, now
             # Up to the last change: a phase that others wait for has not become slower.
-            rate = done / (changed - started[phase])
-            left = f", {(total - done) / rate:,.0f} s left" if done < total and not ended else ""
-            line = f"{phases[phase]}: {done:,} of {total:,}, {rate:,.0f} trials/s{left}"
+            elapsed = changed - started[phase]
+            line = f"{phases[phase]}: {done:,} of {total:,}"
+            if elapsed > 4 * REFRESH_SECONDS:
+                line += f", {done / elapsed:,.0f} trials/s"
+                if done < total and not ended:
+                    line += f", {(total - done) * elapsed / done:,.0f} s left"
             print(line, file=stream)
 
 

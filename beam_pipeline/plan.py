@@ -15,7 +15,7 @@ import pyarrow as pa
 from beam_pipeline.blocks import n_shards_for
 from beam_pipeline.console import format_bytes, print_table
 from beam_pipeline.cpus import n_cpus
-from beam_pipeline.layout import decide_splits, survey_block
+from beam_pipeline.layout import LayoutError, decide_splits, survey_block
 from beam_pipeline.options import (
     DatasetOptions,
     add_dataset_arguments,
@@ -178,6 +178,8 @@ def run(args: argparse.Namespace) -> int:
     ------
     SplitError
         If no sound split exists; what the run would cost has then been printed.
+    LayoutError
+        If too many rows of the sample would be rejected.
     """
     source = ParquetSource(args.input, args.columns)
     options = dataset_options(args, source)
@@ -191,6 +193,12 @@ def run(args: argparse.Namespace) -> int:
     _print_costs(source, options, cost)
     split_of = decide_splits(usable, options, rejected)
     _print_splits(usable, split_of, classes, options)
+    if len(cost.rejects) > options.max_reject_fraction * cost.n_rows:
+        raise LayoutError(
+            f"preprocess would fail if all rows are like the sample: {len(cost.rejects):,} of "
+            f"{cost.n_rows:,} would be rejected, more than --max_reject_fraction "
+            f"{options.max_reject_fraction:g}"
+        )
     return 0
 
 

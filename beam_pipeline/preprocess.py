@@ -22,6 +22,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.runner import PipelineResult
 
 from beam_pipeline import console
+from beam_pipeline.card import cautions
 from beam_pipeline.dataset_folder import describe, existing_dataset, install, locked
 from beam_pipeline.errors import UsageError
 from beam_pipeline.local_runner import local_runner, pipeline_options
@@ -206,7 +207,9 @@ def _print_rejects(folder: Path) -> None:
         rows.append((path.stem, len(lines), where, first["detail"]))
     if rows:
         header = ["reason", "rows", "for example", "detail"]
-        console.print_table("Rejected rows", header, rows, f"all are listed in {folder}")
+        console.print_table(
+            "Rejected rows", header, rows, f"all are listed in {folder}, which the next run removes"
+        )
 
 
 def _counters(result: PipelineResult) -> dict[str, int]:
@@ -307,5 +310,7 @@ def print_summary(manifest: Manifest, output: Path, seconds: float) -> None:
         f"{rows:,} rows: {used:,} used, {rejected:,} rejected; {len(manifest.shards)} shards, "
         f"{total}, in {seconds:.1f} s. Card: {output / 'README.md'}"
     )
+    for caution in cautions(manifest):
+        print(f"Note: {caution}")
     if manifest.values_clipped:
         print(f"Note: {manifest.values_clipped:,} values exceed float16 and were clipped")

@@ -18,6 +18,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
+from numpy.typing import NDArray
 
 from beam_pipeline.blocks import block_key, key_hash, shard_path
 from beam_pipeline.layout import (
@@ -165,7 +166,11 @@ class ResolveSessions(beam.PTransform):
         )
 
 
-class _SurveyBlocks(beam.DoFn):
+class _OnSpectrograms(beam.DoFn):
+    """What the two passes over the spectrograms have in common."""
+
+    phase: str
+
     def __init__(
         self, spectrogram: SpectrogramOptions, store: SegmentStore, work: WorkFolder
     ) -> None:
@@ -175,14 +180,22 @@ class _SurveyBlocks(beam.DoFn):
 
     def setup(self) -> None:
         self._spectrogram = Spectrogram(self._options)
-        self._done = WorkCount(self._work.progress, "survey")
+        self._done = WorkCount(self._work.progress, self.phase)
 
     def teardown(self) -> None:
         self._done.close()
 
-    def process(self, block: Block) -> Iterator[Any]:
-        values, baseline = self._spectrogram(self._store.read(block.pointers))
+    def _compute(self, block: Block) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        result = self._spectrogram(self._store.read(block.pointers))
         self._done.add(len(block.trial_num))
+        return result
+
+
+class _SurveyBlocks(_OnSpectrograms):
+    phase = "survey"
+
+    def process(self, block: Block) -> Iterator[Any]:
+        values, baseline = self._compute(block)
         block, summary, rejects = survey_block(block, values, baseline)
         if summary is not None:
             yield block
@@ -285,20 +298,8 @@ class WriteRejects(beam.PTransform):
         return rejects | beam.FlatMap(by_reason) | beam.GroupByKey() | beam.Map(write)
 
 
-class _WriteShards(beam.DoFn):
-    def __init__(
-        self, spectrogram: SpectrogramOptions, store: SegmentStore, work: WorkFolder
-    ) -> None:
-        self._options = spectrogram
-        self._store = store
-        self._work = work
-
-    def setup(self) -> None:
-        self._spectrogram = Spectrogram(self._options)
-        self._done = WorkCount(self._work.progress, "write")
-
-    def teardown(self) -> None:
-        self._done.close()
+class _WriteShards(_OnSpectrograms):
+    phase = "write"
 
     def process(self, element: tuple[str, Iterable[Block]], layout: Layout) -> Iterator[Any]:
         key, blocks = element
@@ -318,11 +319,10 @@ class _WriteShards(beam.DoFn):
         self, blocks: Iterable[Block], layout: Layout, pictures: dict[str, MeanPicture]
     ) -> Iterator[Sample]:
         for block in sorted(blocks, key=_block_order):
-            values, baseline = self._spectrogram(self._store.read(block.pointers))
+            values, baseline = self._compute(block)
             sample = layout.sample(block, values, baseline)
             picture = pictures.setdefault(block.condition, MeanPicture.zero(*values.shape[1:]))
             picture.add(values)
-            self._done.add(len(baseline))
             yield sample
 
 

@@ -666,3 +666,11 @@ def test_an_earlier_audit_is_replaced(tmp_path):
         data = run_audit(table, tmp_path / "out")
 
     assert data["rows"] == 8
+
+
+@pytest.mark.parametrize(("flag", "warned"), [(2 * SFREQ, True), (SFREQ, False)])
+def test_a_flag_that_contradicts_the_tables_rate_is_said(tmp_path, flag, warned):
+    rows = [row | {"sfreq": SFREQ, "onset": ONSET} for row in make_rows()]
+    table = write(rows, tmp_path / "table.parquet")
+    data = run_audit(table, tmp_path / "audit", "--sfreq", str(flag))
+    assert ("sfreq_flag_differs" in kinds(data)) == warned

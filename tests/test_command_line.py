@@ -131,7 +131,8 @@ def test_an_onset_column_may_leave_no_room_for_the_baseline(
     assert "the baseline -1 to 0 s is empty: the onset is 0.5 s" in _error(command, capsys)
     # Rows that state no onset take the flag's, which leaves room.
     source = _with_column(tmp_path, "onset", pa.array([0.0, None] * 80))
-    assert exit_status(["plan", "--input", str(source), *tables.FLAGS]) == 0
+    command = ["plan", "--input", str(source), *tables.FLAGS, "--max_reject_fraction", "1"]
+    assert exit_status(command) == 0
 
 
 def test_an_onset_column_without_a_number_is_no_onset(
@@ -242,3 +243,22 @@ def test_a_failing_worker_is_one_line(source: Path, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
     assert "File too large" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_plan_fails_where_the_run_would(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*tables.FLAGS, "--tmax", "1.6"]
+    assert main(["plan", "--input", str(source), *flags]) == 1
+    captured = capsys.readouterr()
+    assert "too_short" in captured.out
+    assert "preprocess would fail" in captured.err
+    command = ["preprocess", "--input", str(source), "--output", str(tmp_path / "out")]
+    assert main([*command, *flags, *tables.IN_PROCESS]) == 1
+
+
+def test_a_flag_of_another_command_names_the_command(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(["audit", "--input", str(source), "--output", "x", "--tmin", "0"]) == 2
+    assert "audit has no --tmin 0" in capsys.readouterr().err

@@ -225,6 +225,15 @@ def test_val_and_test_change_no_statistic(table: pa.Table, dataset: Path, tmp_pa
     assert any(name.startswith(("val/", "test/")) for name in changed_files)
 
 
+def test_ratios_that_the_groups_do_not_allow_are_said(
+    dataset: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preprocess(source, tmp_path / "out")
+    note = "the splits hold 0.50 / 0.25 / 0.25 of the trials instead of 0.70 / 0.15 / 0.15"
+    assert note in capsys.readouterr().out
+    assert note in (dataset / "README.md").read_text()
+
+
 def test_splits_file_overrides_the_ratios(source: Path, tmp_path: Path) -> None:
     splits = tmp_path / "splits.csv"
     wanted = {"0": "test", "1": "test", "2": "val", "3": "val"}

@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import json
-import re
 
 import numpy as np
 import pyarrow as pa
@@ -494,7 +493,7 @@ def test_progress_counts_every_trial_once(tmp_path):
 
 def test_plain_lines_say_how_far_it_is_where_there_is_no_terminal(small, capsys):
     assert command(*small) == 0
-    assert re.fullmatch(r"sample: 6 of 6, [\d,]+ trials/s\n", capsys.readouterr().err)
+    assert capsys.readouterr().err == "sample: 6 of 6\n"
     assert command(*small) == 0
     assert capsys.readouterr().err == ""
 

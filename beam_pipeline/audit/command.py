@@ -25,6 +25,7 @@ from beam_pipeline.manifest import write_atomically
 from beam_pipeline.options import add_source_arguments
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.sources.parquet import ParquetSource
+from beam_pipeline.traces import SFREQ_TOLERANCE
 
 FORMAT_VERSION = 1
 PAGE = "index.html"
@@ -61,6 +62,27 @@ def audit_warnings(audit: TableAudit, source: TraceSource) -> list[AuditWarning]
     found = [*timing_warnings(audit, "sfreq" in source.columns), *table_warnings(audit)]
     order = list(Severity)
     return sorted(found, key=lambda warning: order.index(warning.severity))
+
+
+def contradictions(
+    audit: TableAudit, source: TraceSource, sfreq: float | None
+) -> list[AuditWarning]:
+    """Warn where ``--sfreq`` is not the rate that the table itself states."""
+    rate = None if audit.timing is None else audit.timing.sfreq
+    if sfreq is None or rate is None or "sfreq" not in source.columns:
+        return []
+    if abs(rate - sfreq) <= SFREQ_TOLERANCE * sfreq:
+        return []
+    return [
+        AuditWarning(
+            "sfreq_flag_differs",
+            Severity.PROBLEM,
+            f"--sfreq {sfreq:g} is not the rate in the table",
+            f"Most rows state {rate:g} Hz, which this audit goes by; preprocess would reject them.",
+            f"Leave --sfreq out to work at {rate:g} Hz, pass --resample to bring the rows to "
+            f"{sfreq:g} Hz, or correct the column.",
+        )
+    ]
 
 
 def audit_table(
@@ -235,6 +257,7 @@ def run(args: argparse.Namespace) -> int:
     source = ParquetSource(args.input, args.columns)
     args.output.mkdir(parents=True, exist_ok=True)
     audit, warnings = audit_table(source, args.sfreq, args.onset)
+    warnings = [*contradictions(audit, source, args.sfreq), *warnings]
     write_atomically(args.output / NUMBERS, to_json(audit_data(audit, warnings, source)))
     write_atomically(args.output / PAGE, audit_page(audit, warnings, source.uri))
     _print_warnings(warnings)
