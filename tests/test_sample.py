@@ -181,7 +181,7 @@ def test_successive_latents_correlate_by_class(dynamic):
 
 def test_effect_shifts_the_latents_of_one_class_and_nothing_else(tmp_path):
     for effect in (0.0, 2.0):
-        write_sample(SampleOptions(trials=30, effect=effect), tmp_path / str(effect))
+        write_sample(SampleOptions(sessions=12, trials=30, effect=effect), tmp_path / str(effect))
 
     shift = read_latents(tmp_path / "2.0", 12) - read_latents(tmp_path / "0.0", 12)
     fmr1 = is_fmr1(tmp_path / "2.0")

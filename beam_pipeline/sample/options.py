@@ -41,8 +41,8 @@ class SampleOptions:
         If an option is out of its range.
     """
 
-    sessions: int = 12
-    trials: int = 120
+    sessions: int = 28
+    trials: int = 60
     effect: float = 1.0
     dynamics: float = 0.0
     seed: int = 0
