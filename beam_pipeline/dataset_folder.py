@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from beam_pipeline.card import PICTURE, dataset_card, mean_spectrograms_png
-from beam_pipeline.layout import Normalization, SessionSummary, train_normalization
+from beam_pipeline.layout import (
+    CONTENT_MODULUS,
+    Normalization,
+    SessionSummary,
+    train_normalization,
+)
 from beam_pipeline.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -29,7 +34,7 @@ from beam_pipeline.manifest import (
 from beam_pipeline.moments import UNIT
 from beam_pipeline.options import DatasetOptions
 from beam_pipeline.sessions_table import read_summaries
-from beam_pipeline.shards import ShardInfo, wids_index
+from beam_pipeline.shards import ShardInfo, shards_of, wids_index
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.splits import SPLITS
@@ -97,23 +102,31 @@ def existing_dataset(
         raise DatasetExistsError(
             f"{output}: {error}; choose another --output, or delete it yourself"
         ) from error
-    if overwrite:
-        same = manifest.fingerprint == options.fingerprint() and _is_whole(output, manifest)
-        return manifest if same and _input_identity(output) == source.identity() else None
-    if manifest.fingerprint != options.fingerprint():
-        problem = f"was made with other options{_changed_options(manifest, options)}"
-    elif _input_identity(output) is None:
-        problem = f"does not say from which input it was made ({RUN} is missing or damaged)"
-    elif _input_identity(output) != source.identity():
-        problem = "was made from another or a changed input"
-    elif not _is_whole(output, manifest):
-        problem = "is damaged: files are missing or have another size (see the verify command)"
-    else:
+    difference = _difference(manifest, source, options, output)
+    if difference is None:
         return manifest
+    if overwrite:
+        return None
     raise DatasetExistsError(
-        f"the dataset in {output} {problem}; choose another --output, or replace it with "
+        f"the dataset in {output} {difference}; choose another --output, or replace it with "
         "--overwrite"
     )
+
+
+def _difference(
+    manifest: Manifest, source: TraceSource, options: DatasetOptions, output: Path
+) -> str | None:
+    """Say in what a dataset is not the one that is asked for; None if it is."""
+    if manifest.fingerprint != options.fingerprint():
+        return f"was made with other options{_changed_options(manifest, options)}"
+    identity = _input_identity(output)
+    if identity is None:
+        return f"does not say from which input it was made ({RUN} is missing or damaged)"
+    if identity != source.identity():
+        return "was made from another or a changed input"
+    if not _is_whole(output, manifest):
+        return "is damaged: files are missing or have another size (see the verify command)"
+    return None
 
 
 def _check_foreign(output: Path) -> None:
@@ -199,8 +212,8 @@ def describe(
     stats = normalization_stats(rebuild_normalization(summaries, rows, options.normalization))
     (folder / STATS).write_text(json.dumps(stats, indent=1) + "\n")
     for split in SPLITS:
-        own = [shard for shard in shards if shard.path.startswith(f"{split}/")]
-        (folder / f"{split}.json").write_text(json.dumps(wids_index(split, own), indent=1) + "\n")
+        index = wids_index(split, shards_of(split, shards))
+        (folder / f"{split}.json").write_text(json.dumps(index, indent=1) + "\n")
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         fingerprint=options.fingerprint(),
@@ -262,7 +275,7 @@ def describe_source(source: TraceSource, summaries: Sequence[SessionSummary]) ->
     Files are named by what was used of them, not by where they lay, so that the same rows in one
     file or in forty give the same manifest; ``run.json`` has the path.
     """
-    content = sum(summary.content for summary in summaries) % (1 << 128)
+    content = sum(summary.content for summary in summaries) % CONTENT_MODULUS
     uri = f"trials:{content:032x}" if source.snapshot_time is None else source.uri
     return {
         "kind": source.kind,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_pipeline import __version__
-from beam_pipeline.shards import ShardInfo, manifest_entry
+from beam_pipeline.shards import ShardInfo, manifest_entry, shards_of
 from beam_pipeline.splits import SPLITS
 
 FORMAT_VERSION = 1
@@ -137,10 +137,7 @@ def split_manifests(
     described = {}
     for split in SPLITS:
         members = [row for row in rows if row["split"] == split]
-        own = sorted(
-            (shard for shard in shards if shard.path.startswith(f"{split}/")),
-            key=lambda shard: shard.path,
-        )
+        own = shards_of(split, shards)
         per_class = Counter(dict.fromkeys(classes, 0))
         for row in members:
             per_class[row["condition"]] += row["trials_kept"]

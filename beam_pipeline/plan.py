@@ -30,7 +30,7 @@ from beam_pipeline.sources import TraceSource
 from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.splits import SPLITS, SessionCount
-from beam_pipeline.traces import Reject, TrialBatch, screen
+from beam_pipeline.traces import Reject, ScreeningOptions, TrialBatch, screen
 
 SAMPLE_PIECES = 8
 SAMPLE_ROWS = 32
@@ -129,10 +129,10 @@ def sample_batches(source: TraceSource) -> Iterator[pa.RecordBatch]:
         yield from islice(source.read(piece, SAMPLE_ROWS), 1)
 
 
-def measure_cost(source: TraceSource, options: DatasetOptions) -> TrialCost:
+def measure_cost(
+    source: TraceSource, screening: ScreeningOptions, spectrogram: Spectrogram
+) -> TrialCost:
     """Measure what a trial costs by doing to a sample of rows what a run does to all."""
-    spectrogram = Spectrogram(options.spectrogram)
-    screening = screening_options(source, options, spectrogram)
     rejects: list[Reject] = []
     n_rows = 0
     started = time.process_time()
@@ -185,14 +185,17 @@ def run(args: argparse.Namespace) -> int:
     options = dataset_options(args, source)
     names = [name for name in ("session", "subject", "condition") if name in source.columns]
     counts = count_sessions(source.read_columns(names))
-    cost = measure_cost(source, options)
+    spectrogram = Spectrogram(options.spectrogram)
+    screening = screening_options(source, options, spectrogram)
+    cost = measure_cost(source, screening, spectrogram)
     classes = options.classes or tuple(sorted({count.condition for count in counts}))
     _print_table_facts(source, counts, classes, cost)
     usable, rejected = usable_sessions(counts, options.classes)
     _print_rejected_sessions(rejected)
-    _print_costs(source, options, cost)
+    shape = (len(spectrogram.freqs), len(spectrogram.times))
+    _print_costs(source, options.block_trials, screening, shape, cost)
     split_of = decide_splits(usable, options, rejected)
-    _print_splits(usable, split_of, classes, options)
+    _print_splits(usable, split_of, classes, options, shape)
     if len(cost.rejects) > options.max_reject_fraction * cost.n_rows:
         raise LayoutError(
             f"preprocess would fail if all rows are like the sample: {len(cost.rejects):,} of "
@@ -247,9 +250,8 @@ def _print_splits(
     split_of: dict[str, str],
     classes: Sequence[str],
     options: DatasetOptions,
+    shape: tuple[int, int],
 ) -> None:
-    spectrogram = Spectrogram(options.spectrogram)
-    shape = (len(spectrogram.freqs), len(spectrogram.times))
     trials: dict[str, Counter[str]] = defaultdict(Counter)
     n_blocks: Counter[str] = Counter()
     for count in counts:
@@ -278,13 +280,17 @@ def _print_splits(
     )
 
 
-def _print_costs(source: TraceSource, options: DatasetOptions, cost: TrialCost) -> None:
-    spectrogram = Spectrogram(options.spectrogram)
-    screening = screening_options(source, options, spectrogram)
+def _print_costs(
+    source: TraceSource,
+    block_trials: int,
+    screening: ScreeningOptions,
+    shape: tuple[int, int],
+    cost: TrialCost,
+) -> None:
     workers = n_cpus()
     seconds = START_SECONDS + cost.seconds * source.n_rows / workers
-    segments = source.n_rows * spectrogram.n_samples * np.dtype(screening.dtype).itemsize
-    block = 3 * 4 * options.block_trials * len(spectrogram.freqs) * len(spectrogram.times)
+    segments = source.n_rows * screening.n_samples * np.dtype(screening.dtype).itemsize
+    block = 3 * 4 * block_trials * shape[0] * shape[1]
     memory = (workers + 1) * PROCESS_BYTES + workers * block
     print(
         f"Expected here: {seconds:,.0f} s with {workers} workers "

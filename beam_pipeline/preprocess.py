@@ -26,10 +26,7 @@ from beam_pipeline.card import cautions
 from beam_pipeline.dataset_folder import describe, existing_dataset, install, locked
 from beam_pipeline.errors import UsageError
 from beam_pipeline.local_runner import local_runner, pipeline_options
-from beam_pipeline.manifest import (
-    RUN,
-    Manifest,
-)
+from beam_pipeline.manifest import RUN, Manifest
 from beam_pipeline.options import (
     DatasetOptions,
     add_dataset_arguments,
@@ -133,6 +130,7 @@ def preprocess(
     PreprocessError
         If the table cannot become a sound dataset, or the run breaks off.
     """
+    beam_options = pipeline_options(beam_arguments, verbose)
     with locked(output):
         existing = existing_dataset(source, options, output, overwrite)
         leftovers = WorkFolder.leftovers(output)
@@ -144,7 +142,7 @@ def preprocess(
         work = WorkFolder.create(output)
         for leftover in leftovers:
             leftover.remove()
-        manifest = _make(source, options, work, beam_arguments, verbose)
+        manifest = _make(source, options, work, beam_options, verbose)
         install(work, manifest, output)
         return manifest, True
 
@@ -153,12 +151,11 @@ def _make(
     source: TraceSource,
     options: DatasetOptions,
     work: WorkFolder,
-    beam_arguments: Sequence[str],
+    beam_options: PipelineOptions,
     verbose: bool,
 ) -> Manifest:
     started, input_identity = time.time(), source.identity()
     spectrogram = Spectrogram(options.spectrogram)
-    beam_options = pipeline_options(beam_arguments, verbose)
     runner = local_runner(beam_options, Path("/dev/stderr") if verbose else work.log)
     pipeline = beam.Pipeline(runner=runner, options=beam_options)
     build_pipeline(pipeline, source, options, spectrogram, work)
@@ -166,7 +163,8 @@ def _make(
         with console.watch(PHASES, source.n_rows, lambda: read_counts(work.progress)):
             result = _run(pipeline, work, verbose)
     finally:
-        shutil.rmtree(work.segments)
+        # A worker that fails late may still be writing; the next run removes what is left.
+        shutil.rmtree(work.segments, ignore_errors=True)
     if work.problem.exists():
         _print_rejects(work.rejects)
         raise PreprocessError(work.problem.read_text())
@@ -177,14 +175,12 @@ def _make(
 
 
 def _run(pipeline: beam.Pipeline, work: WorkFolder, verbose: bool) -> PipelineResult:
-    if verbose:
-        logging.getLogger("apache_beam").setLevel(logging.INFO)
-        result = pipeline.run()
-        result.wait_until_finish()
-        return result
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    logging.getLogger("apache_beam").setLevel(logging.INFO if verbose else logging.CRITICAL)
     try:
-        with work.log.open("a") as log, contextlib.redirect_stderr(log):
+        with contextlib.ExitStack() as stack:
+            if not verbose:
+                log = stack.enter_context(work.log.open("a"))
+                stack.enter_context(contextlib.redirect_stderr(log))
             result = pipeline.run()
             result.wait_until_finish()
     except Exception as error:
@@ -193,7 +189,8 @@ def _run(pipeline: beam.Pipeline, work: WorkFolder, verbose: bool) -> PipelineRe
         message = lines[-1] if lines else type(error).__name__
         if message.startswith("Channel closed"):
             message = "a worker process died; was it killed, or out of memory?"
-        raise PreprocessError(f"{message}; the traceback is in {work.log}") from error
+        where = "above" if verbose else f"in {work.log}"
+        raise PreprocessError(f"{message}; the traceback is {where}") from error
     return result
 
 

@@ -33,10 +33,10 @@ class WorkCount:
         self._file.close()
 
 
-def read_counts(folder: str | Path) -> Counter[str]:
+def read_counts(folder: Path) -> Counter[str]:
     """Return the work finished by all processes, by phase."""
     counts: Counter[str] = Counter()
-    for path in Path(folder).glob("*-*-*"):
+    for path in folder.glob("*-*-*"):
         # A file that was just opened is empty.
         counts[path.name.split("-")[0]] += int(path.read_text() or 0)
     return counts

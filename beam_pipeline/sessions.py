@@ -213,7 +213,6 @@ def resolve_session(
         return [], [Reject(session, trial_num, *whole) for trial_num in rows.trial_num.tolist()]
     rows, rejects = _drop(session, rows, _lacking_subject(rows))
     rows, more = _drop(session, rows, _trial_problems(rows, list(copies), amplitude_outlier))
-    kept = np.arange(len(rows.trial_num))
     blocks = [
         Block(
             session,
@@ -226,8 +225,8 @@ def resolve_session(
             rows.digest[part],
             rows.pointers[part],
         )
-        for block, start in enumerate(range(0, len(kept), block_trials))
-        for part in [kept[start : start + block_trials]]
+        for block, start in enumerate(range(0, len(rows.trial_num), block_trials))
+        for part in [slice(start, start + block_trials)]
     ]
     return blocks, rejects + more
 

@@ -164,6 +164,12 @@ def write_shard(folder: Path, path: str, samples: Iterable[Sample]) -> ShardInfo
     )
 
 
+def shards_of(split: str, shards: Iterable[ShardInfo]) -> list[ShardInfo]:
+    """Return the shards of one split, in the order of their numbers."""
+    own = (shard for shard in shards if shard.path.startswith(f"{split}/"))
+    return sorted(own, key=lambda shard: shard.path)
+
+
 def wids_index(split: str, shards: Iterable[ShardInfo]) -> dict[str, Any]:
     """Return a split's index in the format of WebDataset's indexed reader (wids)."""
     return {
