@@ -11,7 +11,9 @@ import traceback
 from collections.abc import Sequence
 
 from beam_pipeline import __version__
+from beam_pipeline.cpus import n_cpus
 from beam_pipeline.errors import UsageError
+from beam_pipeline.local_worker import start_loading
 from beam_pipeline.options import join_signed_values
 
 _EXAMPLES = """examples:
@@ -83,7 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     What went wrong ends in one line on standard error, ``error: ...``, whatever the command.
     """
     given = join_signed_values(sys.argv[1:] if arguments is None else arguments)
-    parser = build_parser(next((word for word in given if word in COMMANDS), None))
+    chosen = next((word for word in given if word in COMMANDS), None)
+    if chosen == "preprocess" and n_cpus() > 1:
+        start_loading()
+    parser = build_parser(chosen)
     args, rest = parser.parse_known_args(given)
     if rest and args.command != "preprocess":
         args.parser.error(f"{args.command} has no {' '.join(rest)}; see --help")
