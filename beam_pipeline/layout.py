@@ -59,6 +59,11 @@ class SessionSummary:
         """Number of trials that are used."""
         return sum(n_trials for _, n_trials in self.blocks)
 
+    @property
+    def surveyed(self) -> bool:
+        """Whether the spectrograms were looked at."""
+        return self.moments.count > 0
+
     def gain(self) -> int:
         """Return the session's mean log power of the baseline window, in units of 2**-128.
 
@@ -81,6 +86,13 @@ def merge_summaries(parts: Iterable[SessionSummary]) -> SessionSummary:
         sum(part.baseline_sum for part in parts),
         sum(part.content for part in parts) % CONTENT_MODULUS,
     )
+
+
+def unsurveyed_summary(block: Block, n_freqs: int) -> SessionSummary:
+    """Return what can be said of a block before its spectrograms are computed."""
+    blocks = ((block.block, len(block.trial_num)),)
+    moments = Moments.zero(n_freqs)
+    return SessionSummary(block.session, block.subject, block.condition, blocks, moments, 0, 0)
 
 
 def survey_block(
@@ -124,7 +136,7 @@ def survey_block(
         sum(int.from_bytes(digest.tobytes(), "big") for digest in block.digest) % CONTENT_MODULUS,
     )
     # The digests are summed up; the runner need not carry them any further.
-    return replace(block, digest=block.digest[:0]), summary, rejects
+    return replace(block, digest=block.digest[:0], surveyed=True), summary, rejects
 
 
 @dataclass(frozen=True)
@@ -218,6 +230,15 @@ class LayoutError(ValueError):
     """The table cannot become a sound dataset; nothing has been written."""
 
 
+def needs_every_spectrogram(options: DatasetOptions) -> bool:
+    """Whether the layout depends on spectrograms outside the train split.
+
+    It does where a session's gain is subtracted, and where rescaling by the baseline makes it
+    likely that some spectrograms are of no use: those trials count in no split.
+    """
+    return options.gain_correction == "session" or options.spectrogram.baseline_mode != "trace"
+
+
 def decide_splits(
     counts: Sequence[SessionCount],
     options: DatasetOptions,
@@ -304,6 +325,12 @@ def plan_layout(
     except SplitError as error:
         reasons = f"\nRejected rows: {_listed(reject_counts)}" if reject_counts else ""
         raise LayoutError(f"{error}{reasons}") from error
+    unsurveyed = [s.session for s in sessions if split_of[s.session] == "train" and not s.surveyed]
+    if unsurveyed:
+        raise LayoutError(
+            f"{len(unsurveyed):,} train sessions, such as {unsurveyed[0]}, were not surveyed: the "
+            "runner lost rows; run again"
+        )
     gains = {summary.session: 0 for summary in sessions}
     if options.gain_correction == "session":
         gains = {summary.session: summary.gain() for summary in sessions}

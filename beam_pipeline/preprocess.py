@@ -25,6 +25,7 @@ from beam_pipeline import console
 from beam_pipeline.card import cautions
 from beam_pipeline.dataset_folder import describe, existing_dataset, install, locked
 from beam_pipeline.errors import UsageError
+from beam_pipeline.layout import needs_every_spectrogram
 from beam_pipeline.local_runner import local_runner, pipeline_options
 from beam_pipeline.manifest import RUN, Manifest
 from beam_pipeline.options import (
@@ -44,14 +45,18 @@ from beam_pipeline.transforms import (
     NAMESPACE,
     PICTURES,
     REJECTS,
+    SESSION_COUNTS,
     SUMMARIES,
+    CountRejects,
     FindCopies,
     PlanLayout,
+    PlanSplits,
     ReadTrials,
     ResolveSessions,
     SurveyBlocks,
     WriteOutcome,
     WriteRejects,
+    WriteSessions,
     WriteShards,
 )
 from beam_pipeline.work_folder import WorkFolder
@@ -71,8 +76,13 @@ def build_pipeline(
     options: DatasetOptions,
     spectrogram: Spectrogram,
     work: WorkFolder,
+    survey_all: bool,
 ) -> None:
-    """Put the whole job together: table to trials to blocks to statistics to shards."""
+    """Put the whole job together: table to trials to blocks to statistics to shards.
+
+    The statistics before the shards need the train split alone; those of the other sessions are
+    taken while their shards are written, unless `survey_all`.
+    """
     screening = screening_options(source, options, spectrogram)
     store = SegmentStore(str(work.segments), screening.n_samples, screening.dtype)
     pieces = list(enumerate(source.splits(max(1, source.n_rows // PIECE_ROWS))))
@@ -86,11 +96,17 @@ def build_pipeline(
     )
     copies = read[FINGERPRINTS] | FindCopies()
     resolved = {"rows": read["rows"], "copies": copies} | ResolveSessions(options)
-    surveyed = resolved["blocks"] | SurveyBlocks(options.spectrogram, store, work)
+    splits = None if survey_all else resolved[SESSION_COUNTS] | PlanSplits(options)
+    surveyed = resolved["blocks"] | SurveyBlocks(options.spectrogram, store, work, splits)
     rejects = (read[REJECTS], resolved[REJECTS], surveyed[REJECTS]) | beam.Flatten()
     rejects | WriteRejects(work)
-    layout = (surveyed[SUMMARIES], rejects) | PlanLayout(options, source.n_rows, shape, work)
+    counts = rejects | CountRejects()
+    layout = (surveyed[SUMMARIES], counts) | PlanLayout(
+        options, source.n_rows, shape, work, survey_all
+    )
     written = surveyed["blocks"] | WriteShards(layout, options.spectrogram, store, work)
+    summaries = (surveyed[SUMMARIES], written[SUMMARIES]) | "BothPasses" >> beam.Flatten()
+    (summaries, counts, written[REJECTS]) | WriteSessions(layout, work)
     (written["shards"], written[PICTURES]) | WriteOutcome(work)
 
 
@@ -142,9 +158,21 @@ def preprocess(
         work = WorkFolder.create(output)
         for leftover in leftovers:
             leftover.remove()
-        manifest = _make(source, options, work, beam_options, verbose)
+        survey_all = needs_every_spectrogram(options)
+        try:
+            manifest = _make(source, options, work, beam_options, verbose, survey_all)
+        except _LateRejectsError:
+            work.remove()
+            print("Some spectrograms are unusable: measuring those of all splits", file=sys.stderr)
+            work = WorkFolder.create(output)
+            beam_options = pipeline_options(beam_arguments, verbose)
+            manifest = _make(source, options, work, beam_options, verbose, survey_all=True)
         install(work, manifest, output)
         return manifest, True
+
+
+class _LateRejectsError(Exception):
+    """Trials turned out unusable that the splits were decided with."""
 
 
 def _make(
@@ -153,18 +181,21 @@ def _make(
     work: WorkFolder,
     beam_options: PipelineOptions,
     verbose: bool,
+    survey_all: bool,
 ) -> Manifest:
     started, input_identity = time.time(), source.identity()
     spectrogram = Spectrogram(options.spectrogram)
     runner = local_runner(beam_options, Path("/dev/stderr") if verbose else work.log)
     pipeline = beam.Pipeline(runner=runner, options=beam_options)
-    build_pipeline(pipeline, source, options, spectrogram, work)
+    build_pipeline(pipeline, source, options, spectrogram, work, survey_all)
     try:
         with console.watch(PHASES, source.n_rows, lambda: read_counts(work.progress)):
             result = _run(pipeline, work, verbose)
     finally:
         # A worker that fails late may still be writing; the next run removes what is left.
         shutil.rmtree(work.segments, ignore_errors=True)
+    if work.late_rejects.exists():
+        raise _LateRejectsError
     if work.problem.exists():
         _print_rejects(work.rejects)
         raise PreprocessError(work.problem.read_text())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,10 @@ class SessionRows:
 
 @dataclass(frozen=True)
 class Block:
-    """Up to ``block_trials`` consecutive trials of one session, in ``trial_num`` order."""
+    """Up to ``block_trials`` consecutive trials of one session, in ``trial_num`` order.
+
+    Once its spectrograms are surveyed it needs its digests no more.
+    """
 
     session: str
     subject: str | None
@@ -74,19 +77,17 @@ class Block:
     amplitude: NDArray[np.float64]
     digest: NDArray[np.uint8]
     pointers: Pointers
+    surveyed: bool = False
 
     def select(self, kept: NDArray[np.bool_]) -> Block:
         """Return the block with only the trials in the mask."""
-        return Block(
-            self.session,
-            self.subject,
-            self.condition,
-            self.block,
-            self.trial_num[kept],
-            self.frequency[kept],
-            self.amplitude[kept],
-            self.digest[kept],
-            self.pointers[kept],
+        return replace(
+            self,
+            trial_num=self.trial_num[kept],
+            frequency=self.frequency[kept],
+            amplitude=self.amplitude[kept],
+            digest=self.digest[kept],
+            pointers=self.pointers[kept],
         )
 
 

@@ -343,6 +343,8 @@ def screen(batch: pa.RecordBatch, options: ScreeningOptions) -> tuple[TrialBatch
     good = [index for index in range(len(kept)) if index not in bad]
     rows = [kept[index] for index in good]
     accepted = stacked[good] if bad else stacked
+    with np.errstate(over="ignore"):
+        level = accepted.std(axis=1, dtype=np.float64)
     trials = TrialBatch(
         session=[str(session[row]) for row in rows],
         subject=[subject[row] for row in rows],
@@ -350,7 +352,7 @@ def screen(batch: pa.RecordBatch, options: ScreeningOptions) -> tuple[TrialBatch
         trial_num=np.array([trial_num[row] for row in rows], dtype=np.int64),
         frequency=_floats(_optional(batch, "frequency"), n_rows)[rows],
         amplitude=_floats(_optional(batch, "amplitude"), n_rows)[rows],
-        level=accepted.std(axis=1, dtype=np.float64),
+        level=level,
         digest=digests(accepted),
         segments=accepted,
     )

@@ -25,9 +25,11 @@ from beam_pipeline.layout import (
     Layout,
     LayoutError,
     SessionSummary,
+    decide_splits,
     merge_summaries,
     plan_layout,
     survey_block,
+    unsurveyed_summary,
 )
 from beam_pipeline.manifest import SESSIONS
 from beam_pipeline.options import DatasetOptions
@@ -50,11 +52,13 @@ from beam_pipeline.sessions_table import sessions_table, write_table
 from beam_pipeline.shards import Sample, ShardInfo, write_shard
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram, SpectrogramOptions
-from beam_pipeline.traces import Reject, ScreeningOptions, screen
+from beam_pipeline.splits import SessionCount, SplitError
+from beam_pipeline.traces import Reason, Reject, ScreeningOptions, screen
 from beam_pipeline.work_folder import WorkFolder
 
 NAMESPACE = "lfp"
-REJECTS, FINGERPRINTS, SUMMARIES, PICTURES = "rejects", "fingerprints", "summaries", "pictures"
+REJECTS, FINGERPRINTS, SESSION_COUNTS = "rejects", "fingerprints", "session_counts"
+SUMMARIES, PICTURES = "summaries", "pictures"
 #: Bytes of samples that are decoded at once: what fits the cache.
 BATCH_BYTES = 2 << 20
 
@@ -158,12 +162,37 @@ class ResolveSessions(beam.PTransform):
             )
             yield from blocks
             yield TaggedOutput(REJECTS, rejects)
+            if blocks:
+                n_trials = sum(len(block.trial_num) for block in blocks)
+                count = SessionCount(session, blocks[0].subject, blocks[0].condition, n_trials)
+                yield TaggedOutput(SESSION_COUNTS, count)
 
         return (
             inputs
             | beam.CoGroupByKey()
-            | beam.FlatMap(resolve).with_outputs(REJECTS, main="blocks")
+            | beam.FlatMap(resolve).with_outputs(REJECTS, SESSION_COUNTS, main="blocks")
         )
+
+
+@dataclass
+class PlanSplits(beam.PTransform):
+    """Counts of the sessions to {session: split}; empty where `PlanLayout` will find a problem."""
+
+    options: DatasetOptions
+
+    def expand(self, session_counts: beam.PCollection) -> beam.PCollection:
+        def plan(
+            _: None, counts: list[SessionCount], options: DatasetOptions = self.options
+        ) -> dict[str, str]:
+            # Names in the file that nothing is known of may be those of rejected sessions.
+            unknown = options.splits.split_of if options.splits else ()
+            try:
+                return decide_splits(counts, options, rejected_sessions=unknown)
+            except SplitError:
+                return {}
+
+        root = session_counts.pipeline | "Once" >> beam.Create([None])
+        return root | beam.Map(plan, AsList(session_counts))
 
 
 class _OnSpectrograms(beam.DoFn):
@@ -194,30 +223,52 @@ class _OnSpectrograms(beam.DoFn):
 class _SurveyBlocks(_OnSpectrograms):
     phase = "survey"
 
-    def process(self, block: Block) -> Iterator[Any]:
-        values, baseline = self._compute(block)
-        block, summary, rejects = survey_block(block, values, baseline)
-        if summary is not None:
+    def process(self, block: Block, split_of: dict[str, str] | None = None) -> Iterator[Any]:
+        if split_of is not None and split_of.get(block.session) != "train":
+            self._done.add(len(block.trial_num))
             yield block
+            summary = unsurveyed_summary(block, len(self._spectrogram.freqs))
             yield TaggedOutput(SUMMARIES, (block.session, summary))
+            return
+        usable, survey, rejects = survey_block(block, *self._compute(block))
+        if survey is not None:
+            yield usable
+            yield TaggedOutput(SUMMARIES, (block.session, survey))
         yield TaggedOutput(REJECTS, rejects)
 
 
 @dataclass
 class SurveyBlocks(beam.PTransform):
-    """Blocks to their sums, and to the blocks without unusable spectrograms."""
+    """Blocks to their sums, and to the blocks without unusable spectrograms.
+
+    Where the splits are given, only train is surveyed and the other blocks pass as they are.
+    """
 
     spectrogram: SpectrogramOptions
     store: SegmentStore
     work: WorkFolder
+    splits: beam.PCollection | None
 
     def expand(self, blocks: beam.PCollection) -> Any:
         do_fn = _SurveyBlocks(self.spectrogram, self.store, self.work)
+        side_inputs = [] if self.splits is None else [AsSingleton(self.splits)]
         # Without the reshuffle a session's blocks would stay on the worker that resolved it.
         return (
             blocks
             | beam.Reshuffle()
-            | beam.ParDo(do_fn).with_outputs(REJECTS, SUMMARIES, main="blocks")
+            | beam.ParDo(do_fn, *side_inputs).with_outputs(REJECTS, SUMMARIES, main="blocks")
+        )
+
+
+@dataclass
+class CountRejects(beam.PTransform):
+    """Rejects to ((session, reason), rows)."""
+
+    def expand(self, rejects: beam.PCollection) -> beam.PCollection:
+        return (
+            rejects
+            | beam.FlatMap(lambda found: ((reject.session, str(reject.reason)) for reject in found))
+            | beam.combiners.Count.PerElement()
         )
 
 
@@ -229,15 +280,11 @@ class PlanLayout(beam.PTransform):
     n_rows: int
     shape: tuple[int, int]
     work: WorkFolder
+    survey_all: bool
 
     def expand(self, inputs: tuple[beam.PCollection, beam.PCollection]) -> beam.PCollection:
-        summaries, rejects = inputs
+        summaries, counts = inputs
         merged = summaries | beam.CombinePerKey(merge_summaries) | beam.Values()
-        counts = (
-            rejects
-            | beam.FlatMap(lambda found: ((reject.session, str(reject.reason)) for reject in found))
-            | beam.combiners.Count.PerElement()
-        )
 
         def plan(
             _: None,
@@ -247,25 +294,31 @@ class PlanLayout(beam.PTransform):
             n_rows: int = self.n_rows,
             shape: tuple[int, int] = self.shape,
             work: WorkFolder = self.work,
+            survey_all: bool = self.survey_all,
         ) -> Layout | None:
-            by_session: Counter[str] = Counter()
             by_reason: Counter[str] = Counter()
-            for (session, reason), n in counts:
-                by_session[session or ""] += n
+            for (_session, reason), n in counts:
                 by_reason[reason] += n
+            if by_reason[Reason.UNUSABLE_SPECTROGRAM] and not survey_all:
+                work.late_rejects.touch()
+                return None
             try:
-                layout = plan_layout(
-                    summaries, by_reason, n_rows, options, shape, rejected_sessions=by_session
+                return plan_layout(
+                    summaries, by_reason, n_rows, options, shape, _rejected_by_session(counts)
                 )
             except LayoutError as error:
                 work.problem.write_text(str(error))
                 return None
-            table = sessions_table(summaries, layout, by_session)
-            write_table(table, work.dataset / SESSIONS)
-            return layout
 
         root = summaries.pipeline | "Once" >> beam.Create([None])
         return root | beam.Map(plan, AsList(merged), AsList(counts))
+
+
+def _rejected_by_session(counts: Iterable[tuple[tuple[str | None, str], int]]) -> Counter[str]:
+    by_session: Counter[str] = Counter()
+    for (session, _reason), n in counts:
+        by_session[session or ""] += n
+    return by_session
 
 
 @dataclass
@@ -306,8 +359,14 @@ class _WriteShards(_OnSpectrograms):
         split, index = key.split("/")
         path = shard_path(split, int(index), len(layout.shard_starts[split]))
         pictures: dict[str, MeanPicture] = {}
-        shard = write_shard(self._work.dataset, path, self._samples(blocks, layout, pictures))
+        surveys: list[tuple[SessionSummary | None, Rejects]] = []
+        samples = self._samples(blocks, layout, pictures, surveys)
+        shard = write_shard(self._work.dataset, path, samples)
         yield shard
+        for summary, rejects in surveys:
+            if summary is not None:
+                yield TaggedOutput(SUMMARIES, (summary.session, summary))
+            yield TaggedOutput(REJECTS, rejects)
         for condition, picture in pictures.items():
             yield TaggedOutput(PICTURES, ((split, condition), picture))
         _count("shards", 1)
@@ -316,10 +375,19 @@ class _WriteShards(_OnSpectrograms):
         Metrics.distribution(NAMESPACE, "shard_bytes").update(shard.bytes)
 
     def _samples(
-        self, blocks: Iterable[Block], layout: Layout, pictures: dict[str, MeanPicture]
+        self,
+        blocks: Iterable[Block],
+        layout: Layout,
+        pictures: dict[str, MeanPicture],
+        surveys: list[tuple[SessionSummary | None, Rejects]],
     ) -> Iterator[Sample]:
         for block in sorted(blocks, key=_block_order):
             values, baseline = self._compute(block)
+            if not block.surveyed:
+                _, summary, rejects = survey_block(block, values, baseline)
+                surveys.append((summary, rejects))
+                if rejects:
+                    continue
             sample = layout.sample(block, values, baseline)
             picture = pictures.setdefault(block.condition, MeanPicture.zero(*values.shape[1:]))
             picture.add(values)
@@ -333,7 +401,7 @@ def _block_order(block: Block) -> tuple[int, str]:
 
 @dataclass
 class WriteShards(beam.PTransform):
-    """Surveyed blocks to tar shards, by a hash of their keys."""
+    """Blocks to tar shards, by a hash of their keys; surveys those that were not."""
 
     layout: beam.PCollection
     spectrogram: SpectrogramOptions
@@ -353,7 +421,51 @@ class WriteShards(beam.PTransform):
             blocks
             | beam.FlatMap(assign, layout)
             | beam.GroupByKey()
-            | beam.ParDo(do_fn, layout).with_outputs(PICTURES, main="shards")
+            | beam.ParDo(do_fn, layout).with_outputs(PICTURES, SUMMARIES, REJECTS, main="shards")
+        )
+
+
+@dataclass
+class WriteSessions(beam.PTransform):
+    """Summaries of both passes and reject counts to ``sessions.parquet``.
+
+    Rejects of the writing pass come too late, since the splits were decided without them. They are
+    noted instead: the table must be surveyed as a whole.
+    """
+
+    layout: beam.PCollection
+    work: WorkFolder
+
+    def expand(self, inputs: tuple[beam.PCollection, beam.PCollection, beam.PCollection]) -> None:
+        summaries, counts, late_rejects = inputs
+
+        def write(
+            _: None,
+            layout: Layout | None,
+            summaries: list[SessionSummary],
+            counts: list[tuple[tuple[str | None, str], int]],
+            late_rejects: list[Rejects],
+            work: WorkFolder = self.work,
+        ) -> None:
+            if any(late_rejects):
+                work.late_rejects.touch()
+            elif layout is not None:
+                table = sessions_table(summaries, layout, _rejected_by_session(counts))
+                write_table(table, work.dataset / SESSIONS)
+
+        surveyed = (
+            summaries
+            | beam.Filter(lambda element: element[1].surveyed)
+            | beam.CombinePerKey(merge_summaries)
+            | beam.Values()
+        )
+        root = counts.pipeline | "Once" >> beam.Create([None])
+        root | beam.Map(
+            write,
+            AsSingleton(self.layout),
+            AsList(surveyed),
+            AsList(counts),
+            AsList(late_rejects),
         )
 
 

@@ -81,6 +81,11 @@ class WorkFolder:
         return Path(self.path) / "problem.txt"
 
     @property
+    def late_rejects(self) -> Path:
+        """Marks that spectrograms turned out unusable after the splits were decided."""
+        return Path(self.path) / "late_rejects"
+
+    @property
     def shards(self) -> Path:
         """File that lists the shards that were written."""
         return Path(self.path) / "shards.json"

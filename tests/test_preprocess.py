@@ -225,6 +225,32 @@ def test_val_and_test_change_no_statistic(table: pa.Table, dataset: Path, tmp_pa
     assert any(name.startswith(("val/", "test/")) for name in changed_files)
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_trials_that_turn_out_unusable_are_rejected_whenever_they_are_found(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    table = tables.make_table(dtype="float64")
+    trials = read_trials(dataset)
+    keys = list(zip(table["session"].to_pylist(), table["trial_num"].to_pylist(), strict=True))
+    bad = [row for row, key in enumerate(keys) if trials[key]["split"] == split][:3]
+    changed = table
+    for row in bad:
+        # Finite, but its power is not.
+        trace = 1e200 * tables.traces_of(table)[row]
+        changed = tables.replace_trace(changed, row, trace.tolist())
+    source = tables.write(changed, tmp_path / "t.parquet")
+    found = preprocess(source, tmp_path / "a", "--block_trials", "8")
+    lines = (found / "rejects" / "unusable_spectrogram.jsonl").read_text().splitlines()
+    rejected = {(reject["session"], reject["trial_num"]) for reject in map(json.loads, lines)}
+    assert rejected == {keys[row] for row in bad}
+    assert read_trials(found).keys() == set(keys) - rejected
+    assert main(["verify", str(found)]) == 0
+
+    monkeypatch.setattr("beam_pipeline.preprocess.needs_every_spectrogram", lambda options: True)
+    expected = preprocess(source, tmp_path / "b", "--block_trials", "8")
+    assert digests(found) == digests(expected)
+
+
 def test_ratios_that_the_groups_do_not_allow_are_said(
     dataset: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
