@@ -53,7 +53,7 @@ class DatasetOptions:
     split_seed: int = 0
     splits: SplitsFile | None = None
     block_trials: int = 32
-    shard_mb: float = 128.0
+    shard_mb: float = 64.0
     num_shards: int | None = None
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ from beam_pipeline.options import (
 )
 from beam_pipeline.segments import Pointers
 from beam_pipeline.sessions import Block
-from beam_pipeline.shards import npy_bytes, tar_sample_size
+from beam_pipeline.shards import npy_pieces, tar_sample_size
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.spectrogram import Spectrogram
@@ -146,7 +146,7 @@ def measure_cost(
         survey_block(_as_block(trials), values, baseline)
         values, _ = spectrogram(trials.segments)
         with np.errstate(over="ignore"):
-            npy_bytes(values.astype(np.float16))
+            npy_pieces(values.astype(np.float16))
     return TrialCost((time.process_time() - started) / max(n_rows, 1), n_rows, rejects)
 
 

@@ -11,9 +11,11 @@ import os
 import platform
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,8 @@ def _make(
     build_pipeline(pipeline, source, options, spectrogram, work, survey_all)
     try:
         with console.watch(PHASES, source.n_rows, lambda: read_counts(work.progress)):
+            # The card needs it at the end, when no worker is left to use the time.
+            threading.Thread(target=import_module, args=["matplotlib.figure"], daemon=True).start()
             result = _run(pipeline, work, verbose)
     finally:
         # A worker that fails late may still be writing; the next run removes what is left.

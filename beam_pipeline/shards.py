@@ -55,11 +55,13 @@ class ShardInfo:
     values_clipped: int = 0
 
 
-def npy_bytes(array: NDArray[Any]) -> bytes:
-    """Return an array in NumPy's npy format, without pickling."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-    return buffer.getvalue()
+def npy_pieces(array: NDArray[Any]) -> list[bytes | memoryview]:
+    """Return an array in NumPy's npy format 1.0: the header, and the values without a copy."""
+    array = np.ascontiguousarray(array)
+    header = io.BytesIO()
+    description = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(header, description)
+    return [header.getvalue(), array.reshape(-1).view(np.uint8).data]
 
 
 def json_bytes(metadata: Mapping[str, Any]) -> bytes:
@@ -67,25 +69,25 @@ def json_bytes(metadata: Mapping[str, Any]) -> bytes:
     return json.dumps(metadata, separators=(",", ":"), allow_nan=False).encode()
 
 
-def member_bytes(sample: Sample) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of a sample's members in the contract's order."""
+def members(sample: Sample) -> Iterator[tuple[str, list[bytes | memoryview]]]:
+    """Yield (name, pieces of the content) of a sample's members in the contract's order."""
     contents = (
-        npy_bytes(sample.spectrogram),
-        npy_bytes(sample.baseline),
-        json_bytes(sample.metadata),
+        npy_pieces(sample.spectrogram),
+        npy_pieces(sample.baseline),
+        [json_bytes(sample.metadata)],
     )
     for name, content in zip(MEMBERS, contents, strict=True):
         yield f"{sample.key}.{name}", content
 
 
-def tar_member(name: str, content: bytes) -> Iterator[bytes]:
+def tar_member(name: str, content: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """Yield the pieces of one tar member: mtime, owner and mode are fixed."""
     info = tarfile.TarInfo(name)
-    info.size = len(content)
+    info.size = sum(map(len, content))
     info.mtime, info.mode = 0, 0o644
     yield info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
-    yield content
-    yield bytes(-len(content) % tarfile.BLOCKSIZE)
+    yield from content
+    yield bytes(-info.size % tarfile.BLOCKSIZE)
 
 
 def tar_end(position: int) -> bytes:
@@ -107,7 +109,7 @@ class _HashingFile:
         self.md5 = hashlib.md5(usedforsecurity=False)
         self.position = 0
 
-    def write(self, content: bytes) -> None:
+    def write(self, content: bytes | memoryview) -> None:
         self._file.write(content)
         self.sha256.update(content)
         self.md5.update(content)
@@ -140,7 +142,7 @@ def write_shard(folder: Path, path: str, samples: Iterable[Sample]) -> ShardInfo
     with partial.open("wb") as file:
         hashing = _HashingFile(file)
         for sample in samples:
-            for name, content in member_bytes(sample):
+            for name, content in members(sample):
                 for piece in tar_member(name, content):
                     hashing.write(piece)
             if hashing.position - written_back > WRITEBACK_BYTES:

@@ -28,7 +28,7 @@ from beam_pipeline.shards import (
     ShardInfo,
     json_bytes,
     manifest_entry,
-    npy_bytes,
+    npy_pieces,
     tar_sample_size,
     wids_index,
     write_shard,
@@ -253,7 +253,7 @@ def test_npy_is_numpys_own_format():
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     buffer = io.BytesIO()
     np.save(buffer, array)
-    assert npy_bytes(array) == buffer.getvalue()
+    assert b"".join(npy_pieces(array)) == buffer.getvalue()
 
 
 def test_json_keeps_order_and_text():
