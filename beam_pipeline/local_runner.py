@@ -94,7 +94,7 @@ class ForkedWorkerEnvironment(Environment):
 
 @WorkerHandler.register_environment(FORKED_WORKER, bytes)
 class ForkedWorkerHandler(GrpcWorkerHandler):
-    """Starts a worker and waits for its end, as Beam's handler of subprocesses does."""
+    """Starts a worker in a process of its own, as Beam's handler of subprocesses does."""
 
     def __init__(self, log: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
         super().__init__(state, provision_info, grpc_server)
@@ -108,11 +108,10 @@ class ForkedWorkerHandler(GrpcWorkerHandler):
             "CONTROL_API_SERVICE_DESCRIPTOR": str(self.control_api_service_descriptor()),
             "LOGGING_API_SERVICE_DESCRIPTOR": str(self.logging_api_service_descriptor()),
         }
-        self._worker = start_worker(environment, self._log)
+        start_worker(environment, self._log)
 
     def stop_worker(self) -> None:
-        """Wait for the worker, which ends when its connection is closed."""
-        self._worker.join()
+        """Leave the worker, which ends because its connection has been closed."""
 
 
 def local_runner(options: PipelineOptions, worker_log: Path) -> fn_runner.FnApiRunner:

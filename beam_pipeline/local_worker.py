@@ -1,32 +1,46 @@
 """The SDK workers of a local run: forked off a process that has loaded all they need.
 
 Beam starts a fresh interpreter for each worker, once the pipeline is built: every one loads Beam,
-NumPy and Arrow again before it does any work. Here one process loads them while the launcher does
-so too, and its forks are ready at once.
+NumPy and Arrow again before it does any work. Here one process, this module, loads them while the
+launcher does so too, and its forks are ready at once. (`multiprocessing` has such a process as
+well, but it would run the launcher's main script again in every worker.)
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import atexit
+import json
 import os
-from multiprocessing import forkserver
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-
-_FORKS = multiprocessing.get_context("forkserver")
-_MODULES = ["apache_beam.runners.worker.sdk_worker_main", "beam_pipeline.transforms"]
+from typing import NoReturn
 
 
-def start_loading() -> None:
+@cache
+def start_loading() -> subprocess.Popen[str]:
     """Start the process that workers are forked off; it begins to load their modules.
 
-    Returns at once. Call it before this process loads the same modules, to load side by side.
+    Returns at once. Call it before this process loads the same modules, to load side by side. The
+    process takes one JSON line a worker to start, and ends when this one does.
     """
-    _FORKS.set_forkserver_preload(_MODULES)
-    forkserver.ensure_running()
+    command = [sys.executable, "-m", "beam_pipeline.local_worker"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+    atexit.register(_stop, process)
+    return process
 
 
-def start_worker(environment: dict[str, str], log: Path) -> multiprocessing.process.BaseProcess:
-    """Fork a worker.
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    process.communicate()
+
+
+def start_worker(environment: dict[str, str], log: Path) -> None:
+    """Fork a worker, which ends when its connection to the runner is closed.
 
     Parameters
     ----------
@@ -35,16 +49,43 @@ def start_worker(environment: dict[str, str], log: Path) -> multiprocessing.proc
     log : pathlib.Path
         Gets what the worker writes to stderr.
     """
-    start_loading()
-    worker = _FORKS.Process(target=_serve, args=(environment, log), daemon=True)
-    worker.start()
-    return worker
+    requests = start_loading().stdin
+    assert requests is not None
+    request = {"environment": os.environ | environment, "folder": str(Path.cwd()), "log": str(log)}
+    requests.write(json.dumps(request) + "\n")
+    requests.flush()
 
 
-def _serve(environment: dict[str, str], log: Path) -> None:
+def _fork_on_request() -> None:
     from apache_beam.runners.worker import sdk_worker_main
 
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 2)
-    os.environ.update(environment)
-    sdk_worker_main.main([])
+    from beam_pipeline import transforms  # noqa: F401 (loaded before it is asked for)
+
+    # The system buries the workers; Ctrl-C is the launcher's to handle.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for line in sys.stdin:
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _serve(sdk_worker_main.main, **json.loads(line))
+
+
+def _serve(
+    main: Callable[[list[str]], None], environment: dict[str, str], folder: str, log: str
+) -> NoReturn:
+    try:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        with Path(log).open("ab") as file:
+            os.dup2(file.fileno(), sys.stderr.fileno())
+        main([])
+    except Exception:
+        traceback.print_exc()
+    finally:
+        # What a fork shares with its parent is not its own to tidy up.
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    _fork_on_request()

@@ -71,7 +71,7 @@ def json_bytes(metadata: Mapping[str, Any]) -> bytes:
 
 def members(sample: Sample) -> Iterator[tuple[str, list[bytes | memoryview]]]:
     """Yield (name, pieces of the content) of a sample's members in the contract's order."""
-    contents = (
+    contents: tuple[list[bytes | memoryview], ...] = (
         npy_pieces(sample.spectrogram),
         npy_pieces(sample.baseline),
         [json_bytes(sample.metadata)],
