@@ -24,10 +24,19 @@ EXTRAS_REQUIRE = {
         "rich>=13.7",
     ],
     "trainer": [
+        "fsspec>=2024.9",
+        "gcsfs>=2024.9",
         "google-cloud-aiplatform>=1.70",
+        "Jinja2>=3.1",
+        "jsonargparse[signatures]>=4.40",
+        "MarkupSafe>=2.1",
+        "matplotlib>=3.9",
+        "psutil>=6.0",
+        "PyYAML>=6.0",
+        "rich>=13.7",
         "scikit-learn>=1.5",
         "tensorboard>=2.17",
-        "torch>=2.5",
+        "torch>=2.6",
         "webdataset>=0.2.100",
     ],
     "dev": [
@@ -43,6 +52,7 @@ EXTRAS_REQUIRE = {
         "scikit-learn>=1.5",
         "scipy-stubs>=1.15",
         "types-psutil>=6.0",
+        "types-PyYAML>=6.0",
         "webdataset>=0.2.100",
     ],
     "bench": [
@@ -59,7 +69,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["beam_pipeline*", "trainer*"]),
-    package_data={"beam_pipeline.audit": ["page.html"]},
+    package_data={
+        "beam_pipeline.audit": ["page.html"],
+        "trainer": ["experiments/*.yaml"],
+        "trainer.report": ["page.html"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )
