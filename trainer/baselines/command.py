@@ -1,0 +1,290 @@
+"""The command: read the shards once, fit every baseline, judge all on one split."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from trainer.baselines.features import TrialFeatures
+from trainer.baselines.fitting import (
+    TITLES,
+    FittedBaseline,
+    SplitFeatures,
+    fit_baselines,
+    mean_std_features,
+    missing_baselines,
+)
+from trainer.baselines.linear import session_probe
+from trainer.calibration import fit_temperature
+from trainer.config import EvaluationConfig, SequenceConfig
+from trainer.console import print_table
+from trainer.dataset_folder import SPLITS, DatasetFolder, open_dataset
+from trainer.errors import TrainerError, UsageError
+from trainer.evaluate import git_commit
+from trainer.evaluation import evaluate_predictions
+from trainer.leakage import check_indices, check_manifest
+from trainer.levels import LEVELS
+from trainer.predictions import Predictions, predictions_of, write_predictions
+from trainer.reading_progress import reading_progress
+from trainer.run_folder import open_run, write_atomically
+from trainer.sequences import build_sequences
+from trainer.split_scan import scan_split
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``baselines``; those of sequences are ``train``'s."""
+    parser.add_argument("data", metavar="DATA", help="dataset folder, or gs:// URL")
+    parser.add_argument(
+        "--output",
+        default="out/baselines",
+        metavar="DIR",
+        help="folder or gs:// URL for baselines.json, session_probe.json and predictions/ "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("val", "test"),
+        default="test",
+        help="what to judge; val also chooses the settings, so it flatters (default: %(default)s)",
+    )
+    default = SequenceConfig()
+    parser.add_argument(
+        "--sequence.n_trials",
+        dest="n_trials",
+        type=int,
+        default=default.n_trials,
+        metavar="N",
+        help="consecutive trials in a sequence, as of the run to compare with "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sequence.stride",
+        dest="stride",
+        type=int,
+        default=default.stride,
+        metavar="N",
+        help="trials from one sequence to the next (default: half of n_trials)",
+    )
+    parser.add_argument(
+        "--sequence.max_gap",
+        dest="max_gap",
+        type=int,
+        default=default.max_gap,
+        metavar="N",
+        help="missing trial numbers tolerated between two neighbours (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of weights, order and bootstrap (default: %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Fit and judge all baselines as the command line asks.
+
+    Raises
+    ------
+    UsageError
+        If a flag has a value that it cannot have.
+    TrainerError
+        If the dataset is damaged or leaks, or a split holds no sequence.
+    """
+    if arguments.seed < 0:
+        raise UsageError(f"--seed is {arguments.seed}: it must be at least 0")
+    sequence = SequenceConfig(arguments.n_trials, arguments.stride, arguments.max_gap)
+    dataset = open_dataset(arguments.data)
+    splits = read_splits(dataset, sequence, arguments.split)
+    metadata = {
+        "split": arguments.split,
+        "dataset_fingerprint": dataset.fingerprint,
+        "git_commit": git_commit(),
+        "n_trials": sequence.n_trials,
+        "stride": sequence.resolved_stride,
+        "max_gap": sequence.max_gap,
+    }
+    missing = missing_baselines(dataset)
+    contents: dict[str, dict[str, Any]] = {}
+    with open_run(arguments.output) as folder:
+        baselines = fit_baselines(dataset, splits, arguments.split, arguments.seed)
+        for fitted in track(
+            baselines,
+            description="Fitting",
+            total=len(TITLES) - len(missing),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        ):
+            content, predictions = judge(fitted, dataset, splits, arguments, metadata)
+            contents[fitted.name] = content
+            path = folder.path / f"predictions/{fitted.name}.parquet"
+            write_predictions(path, predictions, dataset.classes)
+        train = splits["train"]
+        probe = session_probe(
+            mean_std_features(train), train.sequences.rows, train.sequences.session
+        )
+        _write_json(folder.path / "baselines.json", contents)
+        _write_json(folder.path / "session_probe.json", probe)
+    print_summary(contents, missing, probe)
+    print(f"All numbers and predictions are in {arguments.output}")
+
+
+def read_splits(
+    dataset: DatasetFolder, sequence: SequenceConfig, judged: str
+) -> dict[str, SplitFeatures]:
+    """Read every shard once, refuse a dataset that leaks, and cut its trials into sequences.
+
+    Parameters
+    ----------
+    dataset : DatasetFolder
+    sequence : SequenceConfig
+    judged : str
+
+    Returns
+    -------
+    dict
+        Train, the judged split, and val where it holds a sequence.
+
+    Raises
+    ------
+    DatasetError
+        If the dataset is damaged or leaks.
+    TrainerError
+        If train lacks sequences of a class, or the judged split holds none.
+    """
+    check_manifest(dataset)
+    features = {
+        split: TrialFeatures.empty(dataset.splits[split].trials, *dataset.shape) for split in SPLITS
+    }
+    n_trials = sum(split.trials for split in dataset.splits.values())
+    with reading_progress(f"Reading {dataset.url}", n_trials) as advance:
+        indices = {
+            split: scan_split(dataset, split, partial(TrialFeatures.add, features[split]), advance)
+            for split in SPLITS
+        }
+    check_indices(dataset, indices)
+    found = {}
+    for split in SPLITS:
+        trials = indices[split].trials
+        sequences = build_sequences(
+            trials, sequence.n_trials, sequence.resolved_stride, sequence.max_gap
+        )
+        if len(sequences) and split in ("train", "val", judged):
+            found[split] = SplitFeatures(trials, sequences, features[split])
+    _check_sequences(dataset, found, sequence, judged)
+    return found
+
+
+def _check_sequences(
+    dataset: DatasetFolder,
+    splits: Mapping[str, SplitFeatures],
+    sequence: SequenceConfig,
+    judged: str,
+) -> None:
+    held = set(splits["train"].label.tolist()) if "train" in splits else set()
+    lacking = [name for index, name in enumerate(dataset.classes) if index not in held]
+    wanted = f"sequence of {sequence.n_trials} trials"
+    advice = "lower --sequence.n_trials or raise --sequence.max_gap"
+    if lacking:
+        raise TrainerError(f"train holds no {wanted} of class {', '.join(lacking)}: {advice}")
+    if judged in splits:
+        return
+    if not dataset.splits[judged].trials:
+        other = next((name for name in ("test", "val") if name in splits), None)
+        advice = f"use --split {other}" if other else "make the dataset with another --split_ratios"
+    raise TrainerError(f"{judged} holds no {wanted}: {advice}")
+
+
+def judge(
+    fitted: FittedBaseline,
+    dataset: DatasetFolder,
+    splits: Mapping[str, SplitFeatures],
+    arguments: argparse.Namespace,
+    metadata: Mapping[str, Any],
+) -> tuple[dict[str, Any], Predictions]:
+    """Return a baseline's metrics, as those of a run, and its predictions."""
+    test, val = splits[arguments.split], splits.get("val")
+    predictions = predictions_of(test.trials, test.sequences, fitted.logits)
+    temperature = None
+    if val is not None and fitted.val_logits is not None:
+        temperature = fit_temperature(fitted.val_logits, val.label)
+    content = evaluate_predictions(
+        predictions,
+        dataset.classes,
+        EvaluationConfig(),
+        arguments.seed,
+        temperature,
+        {"title": TITLES[fitted.name], "settings": fitted.settings, **metadata},
+    )
+    return content, predictions
+
+
+def print_summary(
+    contents: Mapping[str, Mapping[str, Any]],
+    missing: Mapping[str, str],
+    probe: Mapping[str, float | int] | None,
+) -> None:
+    """Print one table of all baselines, and what a reader must know."""
+    first = next(iter(contents.values()))
+    levels = [level for level in LEVELS if level in first]
+    top = levels[-1]
+    header = [
+        f"{first['split']}, {first['n_trials']} trials a sequence",
+        *(f"AUC, {level} (n={first[level]['n']:,})" for level in levels),
+        f"p, {top}",
+    ]
+    rows = [
+        [
+            content["title"],
+            *(_cell(content[level]["auc"]) for level in levels),
+            "undefined" if (p := content[top]["p_value"]) is None else f"{p:.3g}",
+        ]
+        for content in contents.values()
+    ]
+    print_table("", header, rows)
+    for line in _remarks(first, missing, probe):
+        print(line)
+
+
+def _remarks(
+    first: Mapping[str, Any], missing: Mapping[str, str], probe: Mapping[str, float | int] | None
+) -> Sequence[str]:
+    groups = first["groups"]
+    lines = [
+        f"AUC with 95 % intervals over {groups['n']:,} {groups['unit']}s; p-values cannot be below "
+        f"{first['permutation']['smallest_p_value']:.3g}",
+        *(f"note: {note}" for note in first["notes"]),
+        *(f"left out: {TITLES[name]}: {reason}" for name, reason in missing.items()),
+    ]
+    if first["calibration"]["temperature"] is None:
+        lines.append("note: no val split: every C is 1 and the net is that of its last epoch")
+    if probe is not None:
+        lines.append(
+            f"session probe: mean/std of one train sequence names its session in "
+            f"{probe['accuracy']:.0%} of cases, by chance {probe['chance']:.0%} "
+            f"({probe['n_sessions']:,} sessions); a model can know sessions by heart, so only new "
+            "animals show what it knows of the class"
+        )
+    return lines
+
+
+def _cell(entry: Mapping[str, float | None]) -> str:
+    if entry["value"] is None:
+        return "undefined"
+    if entry["low"] is None:
+        return f"{entry['value']:.2f}"
+    return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+
+
+def _write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, text.encode())
