@@ -1,0 +1,278 @@
+"""From what runs hold to what is said of them: comparisons, findings, and what is missing."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.evaluation import evaluate_predictions, paired_difference
+from trainer.predictions import PredictionsError, average_over_windows
+from trainer.report.contents import Baselines, RunContents
+from trainer.report.verdict import Finding, Score, judge, more_trials_finding, verdict_level
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that a report would show if it were there.
+
+    Attributes
+    ----------
+    what : str
+        One sentence.
+    command : str
+        What makes it; empty where no command does.
+    """
+
+    what: str
+    command: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class RunAnalysis:
+    """A run, and what there is to say of it.
+
+    Attributes
+    ----------
+    run : RunContents
+    split : str
+        The split that is judged: test, or val of a dataset that has no test.
+    metrics : dict or None
+        Of that split; None before the evaluation.
+    baselines : Baselines or None
+        On the same sequences.
+    differences : dict
+        {baseline: `paired_difference` of the run and it}.
+    findings : list of Finding
+        The headline first.
+    missing : list of Missing
+    """
+
+    run: RunContents
+    split: str
+    metrics: dict[str, Any] | None
+    baselines: Baselines | None
+    differences: dict[str, dict[str, Any]]
+    findings: list[Finding]
+    missing: list[Missing]
+
+    @property
+    def level(self) -> str | None:
+        """Level of the verdict; None before the evaluation."""
+        return None if self.metrics is None else verdict_level(self.metrics)
+
+
+@dataclass(frozen=True, eq=False)
+class MoreTrials:
+    """A run on sequences of trials, beside a one-trial run averaged over the same trials.
+
+    Attributes
+    ----------
+    single, longer : RunContents
+    split : str
+    metrics, averaged : dict
+        Metrics of the longer run, and of the averages.
+    difference : dict
+        `paired_difference` of the two.
+    finding : Finding
+    """
+
+    single: RunContents
+    longer: RunContents
+    split: str
+    metrics: dict[str, Any]
+    averaged: dict[str, Any]
+    difference: dict[str, Any]
+    finding: Finding
+
+
+def analyse(run: RunContents, candidates: Sequence[Baselines]) -> RunAnalysis:
+    """Compare a run with the baselines of its sequences, and say what can be said.
+
+    Parameters
+    ----------
+    run : RunContents
+    candidates : sequence of Baselines
+        The first that was judged on the run's sequences is taken.
+    """
+    split = judged_split(run)
+    metrics = run.metrics.get(split)
+    unfit = {candidate.url: mismatch(run, split, candidate) for candidate in candidates}
+    baselines = next((c for c in candidates if not unfit[c.url]), None)
+    differences = {}
+    if baselines is not None and split in run.predictions:
+        for name, predictions in baselines.predictions.items():
+            differences[name] = paired_difference(
+                run.predictions[split], predictions, run.evaluation, run.seed
+            )
+    scores = {}
+    if metrics is not None:
+        level = verdict_level(metrics)
+        found = {name: Score.of(content, level) for name, content in differences.items()}
+        scores = {name: score for name, score in found.items() if score is not None}
+    findings = judge(metrics, baselines.contents if baselines else {}, scores)
+    reasons = [] if baselines else [f"{url} {reason}" for url, reason in unfit.items()]
+    missing = list(_missing(run, split, baselines, reasons))
+    return RunAnalysis(run, split, metrics, baselines, differences, findings, missing)
+
+
+def judged_split(run: RunContents) -> str:
+    """Return test, or val where the dataset has no test split."""
+    no_test = run.dataset is not None and not run.dataset.splits["test"].trials
+    return "val" if no_test else "test"
+
+
+def mismatch(run: RunContents, split: str, baselines: Baselines) -> str:
+    """Return why baselines cannot stand beside a run; empty if they can."""
+    content = next(iter(baselines.contents.values()))
+    if run.fingerprint is None:
+        return "cannot be compared: nothing says which dataset the run is of"
+    if content["dataset_fingerprint"] != run.fingerprint:
+        return "is of another dataset"
+    if content["split"] != split:
+        return f"is of {content['split']}, not {split}"
+    sequence = run.sequence
+    wanted = {
+        "n_trials": sequence.n_trials,
+        "stride": sequence.resolved_stride,
+        "max_gap": sequence.max_gap,
+    }
+    differing = [
+        f"{name} {content[name]}, not {v}" for name, v in wanted.items() if content[name] != v
+    ]
+    return f"is of other sequences: {', '.join(differing)}" if differing else ""
+
+
+def compare_with_averages(runs: Sequence[RunContents]) -> Iterator[MoreTrials | Missing]:
+    """Compare every run on sequences of trials with every one-trial run on the same dataset.
+
+    What k trials add is only shown against a one-trial model that is averaged over the same k.
+    """
+    singles = [run for run in runs if run.sequence.n_trials == 1]
+    for longer in runs:
+        split = judged_split(longer)
+        evaluated = split in longer.predictions and split in longer.metrics
+        if longer.sequence.n_trials == 1 or not evaluated:
+            continue
+        if not singles:
+            both = _command("report", longer.url, _single_url(longer))
+            yield Missing(
+                f"No one-trial run to average stands beside {longer.name}: train one alike and "
+                "give the report both.",
+                f"{single_command(longer)} && {both}",
+            )
+        for single in singles:
+            if split not in single.predictions:
+                yield Missing(
+                    f"{longer.name} is not compared with averages of {single.name}, which has no "
+                    f"predictions of {split}.",
+                    evaluate_command(single, split),
+                )
+            elif single.fingerprint != longer.fingerprint:
+                yield Missing(
+                    f"{longer.name} is not compared with averages of {single.name}: they are of "
+                    "different datasets."
+                )
+            else:
+                yield _compare(single, longer, split)
+
+
+def _compare(single: RunContents, longer: RunContents, split: str) -> MoreTrials | Missing:
+    predictions = longer.predictions[split]
+    evaluation = longer.evaluation
+    try:
+        averages = average_over_windows(single.predictions[split], predictions)
+    except PredictionsError as error:
+        return Missing(f"{longer.name} is not compared with averages of {single.name}: {error}.")
+    metrics = longer.metrics[split]
+    averaged = evaluate_predictions(averages, longer.classes, evaluation, longer.seed)
+    difference = paired_difference(predictions, averages, evaluation, longer.seed)
+    level = verdict_level(metrics)
+    score, average = Score.of(metrics, level), Score.of(averaged, level)
+    if score is None or average is None:
+        return Missing(f"{longer.name} has no AUC on {split} to compare with that of averages.")
+    finding = more_trials_finding(
+        longer.sequence.n_trials,
+        score,
+        average,
+        Score.of(difference, level),
+        level,
+        longer.name,
+    )
+    return MoreTrials(single, longer, split, metrics, averaged, difference, finding)
+
+
+def _missing(
+    run: RunContents, split: str, baselines: Baselines | None, reasons: Sequence[str]
+) -> Iterator[Missing]:
+    if run.best_step is None and not run.metrics:
+        yield Missing("No epoch of the training is done.", run.command or train_command(run))
+    if run.dataset is None:
+        yield Missing(f"The dataset cannot be looked at: {run.dataset_error}.")
+    if split not in run.metrics or split not in run.predictions:
+        yield Missing(f"The run has not been evaluated on {split}.", evaluate_command(run, split))
+    elif run.best_step not in (None, run.metrics[split]["checkpoint"]["step"]):
+        evaluated = run.metrics[split]["checkpoint"]["step"]
+        yield Missing(
+            "The training went on after the evaluation: the numbers are those of step "
+            f"{evaluated:,}, the best is now step {run.best_step:,}.",
+            evaluate_command(run, split),
+        )
+    if baselines is None:
+        found = f" ({'; '.join(reasons)})" if reasons else ""
+        yield Missing(
+            f"There are no baselines of the same sequences{found}.", baselines_command(run, split)
+        )
+    elif baselines.contents.keys() - baselines.predictions.keys():
+        yield Missing(
+            f"Without the predictions in {baselines.url}/predictions the ViT and a baseline are "
+            "compared by their intervals, which see less than a paired difference.",
+            baselines_command(run, split),
+        )
+    if not run.attention:
+        yield Missing("There are no attention maps.", attention_command(run, split))
+    elif run.best_step not in (None, *(maps.step for maps in run.attention.values())):
+        yield Missing(
+            "The attention maps are of an earlier checkpoint.", attention_command(run, split)
+        )
+
+
+def train_command(run: RunContents) -> str:
+    """Return the command that goes on with a run."""
+    return _command("train", "--config", f"{run.url}/config.yaml", "--output", run.url)
+
+
+def single_command(run: RunContents) -> str:
+    """Return the command that trains on single trials what a run was trained on sequences."""
+    words = ["--config", f"{run.url}/config.yaml", "--output", _single_url(run)]
+    flags = ["sequence.n_trials", "sequence.stride", "model.patch_trial"]
+    return _command("train", *words, *(word for flag in flags for word in (f"--{flag}", "1")))
+
+
+def _single_url(run: RunContents) -> str:
+    return f"{run.url}-one-trial"
+
+
+def evaluate_command(run: RunContents, split: str) -> str:
+    """Return the command that evaluates a run."""
+    return _command("evaluate", run.url, *([] if split == "test" else ["--split", split]))
+
+
+def attention_command(run: RunContents, split: str) -> str:
+    """Return the command that makes a run's attention maps."""
+    return _command("attention", run.url, *([] if split == "test" else ["--split", split]))
+
+
+def baselines_command(run: RunContents, split: str) -> str:
+    """Return the command that puts baselines on the run's sequences into its folder."""
+    sequence = run.sequence
+    words = ["--output", run.url, "--sequence.n_trials", str(sequence.n_trials)]
+    words += ["--sequence.stride", str(sequence.resolved_stride)]
+    if sequence.max_gap:
+        words += ["--sequence.max_gap", str(sequence.max_gap)]
+    return _command("baselines", run.data, *words, *([] if split == "test" else ["--split", split]))
+
+
+def _command(*words: str) -> str:
+    return f"python -m trainer {shlex.join(words)}"

@@ -1,0 +1,301 @@
+"""What the numbers allow to be said, in plain words, the headline first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+#: A result that cannot get below this p-value, whatever the model does, carries no claim.
+SIGNIFICANCE = 0.05
+CHANCE = 0.5
+
+
+class Tone(StrEnum):
+    """How much a finding should worry its reader, the most first."""
+
+    PROBLEM = "problem"
+    WARNING = "warning"
+    NOTE = "note"
+    GOOD = "good"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a reader must know.
+
+    Attributes
+    ----------
+    tone : Tone
+    title : str
+        One sentence without a full stop.
+    text : str
+        The numbers behind it.
+    advice : str
+        What to do; empty where nothing needs to be done.
+    """
+
+    tone: Tone
+    title: str
+    text: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """An AUC with its 95 % interval; `low` and `high` are None where there is none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], level: str, metric: str = "auc") -> Score | None:
+        """Return a metric of a level of ``metrics/SPLIT.json``; None where it is not defined."""
+        entry = content.get(level, {}).get(metric)
+        if entry is None or entry["value"] is None:
+            return None
+        low, high = entry["low"], entry["high"]
+        # Resamples that are all alike are blind rather than sure.
+        return cls(entry["value"], *((None, None) if low == high else (low, high)))
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.2f} (no interval)"
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def verdict_level(metrics: Mapping[str, Any]) -> str:
+    """Return the level that claims are made at: subjects where they are known, else sessions."""
+    return "subject" if "subject" in metrics else "session"
+
+
+def judge(
+    metrics: Mapping[str, Any] | None,
+    baselines: Mapping[str, Mapping[str, Any]],
+    differences: Mapping[str, Score],
+) -> list[Finding]:
+    """Say whether a model beats the baselines, and what else its reader must know.
+
+    Parameters
+    ----------
+    metrics : mapping or None
+        Content of the judged split's metrics; None before the evaluation.
+    baselines : mapping
+        {name: content of the same shape}, on the same sequences.
+    differences : mapping
+        {baseline: AUC of the model minus that of the baseline, with its paired interval}, at the
+        `verdict_level`; those that are known.
+
+    Returns
+    -------
+    list of Finding
+        The headline, then the others, the worst first.
+    """
+    if metrics is None:
+        text = "The run has not been evaluated."
+        return [Finding(Tone.WARNING, "There is no verdict yet", text)]
+    level = verdict_level(metrics)
+    score = Score.of(metrics, level)
+    if score is None:
+        notes = "; ".join(metrics["notes"])
+        return [
+            Finding(
+                Tone.PROBLEM, f"The {metrics['split']} split allows no verdict", _sentence(notes)
+            )
+        ]
+    rivals = {
+        name: found
+        for name, content in baselines.items()
+        if (found := Score.of(content, level)) is not None
+    }
+    titles = {name: baselines[name]["title"] for name in rivals}
+    headline = _headline(score, level, rivals, titles, differences, metrics)
+    others = [
+        *_flattering(metrics),
+        *_too_few(metrics),
+        *_chance(score, level, metrics),
+        *_shortcuts(rivals, level),
+        *_notes(metrics),
+    ]
+    return [headline, *sorted(others, key=lambda finding: list(Tone).index(finding.tone))]
+
+
+def _headline(
+    score: Score,
+    level: str,
+    rivals: Mapping[str, Score],
+    titles: Mapping[str, str],
+    differences: Mapping[str, Score],
+    metrics: Mapping[str, Any],
+) -> Finding:
+    ours = f"At {level} level the ViT's AUC on {metrics['split']} is {score}"
+    if not rivals:
+        return Finding(
+            Tone.WARNING,
+            "The ViT has not been compared with simple baselines",
+            f"{ours}. Whether a simple model does as well is not known.",
+        )
+    best = max(rivals, key=lambda name: rivals[name].value)
+    n_reaching = sum(rival.value >= score.value for rival in rivals.values())
+    against = (
+        f"{ours}; the best of {_count(len(rivals), 'baseline')}, {titles[best]}, reaches "
+        f"{rivals[best]}"
+    )
+    if n_reaching:
+        do = "does" if n_reaching == 1 else "do"
+        return Finding(
+            Tone.PROBLEM,
+            "The ViT does not beat the baselines",
+            f"{against}. {_count(n_reaching, 'baseline')} {do} as well or better.",
+            f"Nothing here speaks for a transformer over {titles[best]}.",
+        )
+    shown, evidence = _is_separated(score, rivals[best], differences.get(best))
+    if not shown:
+        return Finding(
+            Tone.WARNING,
+            "The ViT is not shown to beat the baselines",
+            f"{against}. {evidence}: the data do not say which is better.",
+        )
+    if is_hopeless(metrics):
+        return Finding(
+            Tone.WARNING,
+            "The ViT is ahead of the baselines, but on too little for a claim",
+            f"{against}. {evidence}.",
+        )
+    return Finding(Tone.GOOD, "The ViT beats every baseline", f"{against}. {evidence}.")
+
+
+def _is_separated(score: Score, rival: Score, paired: Score | None) -> tuple[bool, str]:
+    if paired is not None:
+        shown = paired.low is not None and paired.low > 0
+        how = "excludes" if shown else "includes"
+        if paired.low is None:
+            how = "cannot exclude"
+        return shown, f"The paired difference, {_signed(paired)}, {how} 0"
+    if score.low is None or rival.high is None:
+        return False, "One of the two has no interval"
+    if score.low > rival.high:
+        return True, "The intervals do not overlap"
+    return False, "The intervals overlap"
+
+
+def is_hopeless(metrics: Mapping[str, Any]) -> bool:
+    """Return whether no result on these units could be significant."""
+    return bool(metrics["permutation"]["smallest_p_value"] > SIGNIFICANCE)
+
+
+def _too_few(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    if not is_hopeless(metrics):
+        return
+    permutation, groups = metrics["permutation"], metrics["groups"]
+    counts = ", ".join(f"{n} {name}" for name, n in groups["per_class"].items())
+    held = f"{_count(groups['n'], groups['unit'])} ({counts})"
+    yield Finding(
+        Tone.PROBLEM,
+        f"Too few {groups['unit']}s for any claim",
+        f"The {metrics['split']} split holds {held}. Even a perfect model has a p-value of "
+        f"{permutation['smallest_p_value']:.2g} on them, by permutation.",
+        "Collect more, or make a dataset with a larger test split (--split_ratios).",
+    )
+
+
+def _chance(score: Score, level: str, metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    p_value = metrics[level].get("p_value")
+    misses = [] if score.low is None or score.low > CHANCE else ["its interval holds 0.5"]
+    if p_value is not None and p_value > SIGNIFICANCE:
+        misses.append(f"the permutation p-value is {p_value:.2g}")
+    if misses:
+        yield Finding(
+            Tone.PROBLEM,
+            "The ViT is not shown to be better than chance",
+            f"At {level} level its AUC is {score}: {' and '.join(misses)}.",
+        )
+
+
+def _flattering(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    if metrics["split"] != "test":
+        yield Finding(
+            Tone.PROBLEM,
+            f"These numbers flatter: {metrics['split']} was seen while the model was made",
+            "The dataset has no test split. The best checkpoint, and what is set by hand, are "
+            "chosen on val.",
+            "Make a dataset with a test split.",
+        )
+
+
+def _shortcuts(rivals: Mapping[str, Score], level: str) -> Iterator[Finding]:
+    gain, spectrum = rivals.get("session_gain"), rivals.get("baseline_spectrum")
+    if gain is not None and (gain.low or 0.0) > CHANCE:
+        yield Finding(
+            Tone.WARNING,
+            "The gain of a session alone tells the class",
+            f"Its AUC at {level} level is {gain}. It may be the electrode rather than the brain, "
+            "and a network finds it too.",
+            "Compare with a dataset made with --gain_correction session or another "
+            "--baseline_mode.",
+        )
+    elif spectrum is not None and (spectrum.low or 0.0) > CHANCE:
+        yield Finding(
+            Tone.NOTE,
+            "The class shows before the stimulus",
+            f"The spectrum of the baseline alone has an AUC of {spectrum} at {level} level, so "
+            "what the ViT finds need not be a response.",
+        )
+
+
+def _notes(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    for note in metrics["notes"]:
+        title, _, rest = note.partition(": ")
+        yield Finding(Tone.NOTE, f"{title[:1].upper()}{title[1:]}", _sentence(rest))
+
+
+def more_trials_finding(
+    n_trials: int, score: Score, averaged: Score, difference: Score | None, level: str, name: str
+) -> Finding:
+    """Say whether sequences of trials tell more than their trials one by one.
+
+    Parameters
+    ----------
+    n_trials : int
+        Trials a sequence.
+    score, averaged : Score
+        AUC of the sequence model, and of the one-trial model averaged over the same trials.
+    difference : Score or None
+        The first minus the second, with its paired interval.
+    level : str
+    name : str
+        Of the run.
+    """
+    text = (
+        f"At {level} level {name} reaches an AUC of {score}; the one-trial model, averaged over "
+        f"the same {n_trials} trials, {averaged}"
+    )
+    if difference is None or difference.low is None or difference.high is None:
+        return Finding(
+            Tone.WARNING, f"Whether {n_trials} trials tell more cannot be said", f"{text}."
+        )
+    text = f"{text}. Paired difference {_signed(difference)}."
+    if difference.low > 0:
+        title = f"Seeing {n_trials} trials together helps, beyond averaging"
+        return Finding(Tone.GOOD, title, text)
+    if difference.high < 0:
+        title = f"Seeing {n_trials} trials together does worse than averaging over them"
+        return Finding(Tone.PROBLEM, title, text)
+    title = f"Seeing {n_trials} trials together is not shown to help beyond averaging"
+    return Finding(Tone.WARNING, title, text)
+
+
+def _signed(score: Score) -> str:
+    if score.low is None or score.high is None:
+        return f"{score.value:+.2f} (no interval)"
+    return f"{score.value:+.2f} [{score.low:+.2f}, {score.high:+.2f}]"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
