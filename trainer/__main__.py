@@ -1,0 +1,114 @@
+"""Command line: ``python -m trainer {train,evaluate,baselines,attention,report}``."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from trainer import __version__
+from trainer.errors import UsageError
+from trainer.options import parse_run_options
+
+_EXAMPLES = """examples:
+  python -m trainer train --data out/dataset --output out/run --experiment e3
+  python -m trainer evaluate out/run --split test
+  python -m trainer baselines out/dataset
+  python -m trainer report out/run
+
+COMMAND --help says more about each.
+"""
+#: {command: (module, what it does)}; a module has `add_arguments` and `run`.
+COMMANDS = {
+    "train": ("trainer.train", "train the Temporal 3D ViT on a dataset folder, then evaluate it"),
+    "evaluate": ("trainer.evaluate", "predictions and metrics of a run's best checkpoint"),
+    "baselines": ("trainer.baselines.command", "simple classifiers on the same splits and units"),
+    "attention": ("trainer.attention", "where a run's model looks, beside randomised weights"),
+    "report": ("trainer.report.command", "one HTML page of one run or several"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are exceptions of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of everything before a command."""
+    listed = "\n".join(f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items())
+    parser = _Parser(
+        prog="python -m trainer",
+        usage="python -m trainer COMMAND ...",
+        description="From a dataset folder of spectrogram shards to an honestly evaluated "
+        f"transformer.\n\ncommands:\n{listed}",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 done, 1 failed, 2 wrong usage.
+
+    What went wrong ends in one line on standard error, ``error: ...``, whatever the command. A
+    training that SIGTERM or Ctrl-C stopped has failed: it is not done, and the line says that the
+    same command goes on.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = "--verbose" in given
+    try:
+        _run(given)
+    except KeyboardInterrupt:
+        _print_error("interrupted; the same command starts again", verbose)
+        return 1
+    except Exception as error:
+        _print_error(str(error) or type(error).__name__, verbose)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def _run(given: Sequence[str]) -> None:
+    name = given[0] if given else "--help"
+    if name not in COMMANDS:
+        if name.startswith("-"):
+            build_parser().parse_args([name])
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UsageError(f"there is no command {name!r}{hint}: {', '.join(COMMANDS)}")
+    module, text = COMMANDS[name]
+    if name == "train":
+        # Parsed before PyTorch is imported, so that help and complaints come at once.
+        options = parse_run_options(given[1:])
+        importlib.import_module(module).run(options)
+        return
+    parser = _Parser(
+        prog=f"python -m trainer {name}",
+        description=f"{text[0].upper()}{text[1:]}.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+    command = importlib.import_module(module)
+    command.add_arguments(parser)
+    command.run(parser.parse_args(given[1:]))
+
+
+def _print_error(message: str, verbose: bool) -> None:
+    """Print the exception that is being handled."""
+    if verbose:
+        traceback.print_exc()
+    rank = os.environ.get("RANK", "0")
+    process = "" if rank == "0" else f" in process {rank}"
+    print(f"error{process}: {' '.join(message.splitlines())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
