@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "beam_pipeline"
+TRAINER = ROOT / "trainer"
 WORKER_REQUIREMENTS = {"numpy", "pyarrow", "scipy"}
 CLOUD = {"boto3", "fsspec", "gcsfs", "google"}
 GLUE = {
@@ -27,6 +28,23 @@ GLUE = {
 PURE = [
     f"beam_pipeline.{name}"
     for name in ("blocks", "manifest", "moments", "shards", "spectrogram", "splits", "traces")
+]
+#: What may be run on numbers alone, whatever made them.
+PURE_TRAINER = [
+    f"trainer.{name}"
+    for name in (
+        "calibration",
+        "config",
+        "dataset_folder",
+        "evaluation",
+        "intervals",
+        "metrics",
+        "permutation",
+        "predictions",
+        "schedule",
+        "sequences",
+        "trials",
+    )
 ]
 
 
@@ -89,6 +107,7 @@ def top_level(names: Iterable[str]) -> set[str]:
 
 
 MODULES = modules_under(PACKAGE)
+TRAINER_MODULES = modules_under(TRAINER)
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in GLUE])
@@ -101,6 +120,18 @@ def test_the_pipeline_never_imports_torch(name):
     assert not top_level(imported_names(name, MODULES[name])) & {"torch", "trainer"}
 
 
+@pytest.mark.parametrize("name", TRAINER_MODULES)
+def test_the_trainer_imports_neither_beam_nor_the_pipeline(name):
+    found = top_level(imported_names(name, TRAINER_MODULES[name]))
+    assert not found & {"apache_beam", "beam_pipeline", "google"}
+
+
+@pytest.mark.parametrize("name", PURE_TRAINER)
+def test_a_pure_module_of_the_trainer_reaches_no_torch(name):
+    for reached in reachable(import_graph(TRAINER_MODULES), [name]):
+        assert "torch" not in top_level(imported_names(reached, TRAINER_MODULES[reached])), reached
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_a_pure_module_reaches_neither_beam_nor_cloud_nor_torch(name):
     for reached in reachable(import_graph(MODULES), [name]):
@@ -109,12 +140,13 @@ def test_a_pure_module_reaches_neither_beam_nor_cloud_nor_torch(name):
 
 
 def test_importing_the_pure_modules_loads_neither_beam_nor_torch():
-    code = "import sys\n" + "".join(f"import {name}\n" for name in PURE) + "print(*sys.modules)"
+    pure = PURE + PURE_TRAINER
+    code = "import sys\n" + "".join(f"import {name}\n" for name in pure) + "print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     loaded = set(done.stdout.split())
-    assert set(PURE) <= loaded
+    assert set(pure) <= loaded
     assert not loaded & {"apache_beam", "torch"}
 
 
@@ -126,9 +158,10 @@ def test_workers_need_only_what_setup_py_installs():
         assert found <= known, f"{name} imports {found - known} when a worker loads it"
 
 
-def test_the_package_has_no_import_cycle():
-    order = list(graphlib.TopologicalSorter(import_graph(MODULES)).static_order())
-    assert set(order) == set(MODULES)
+@pytest.mark.parametrize("modules", [MODULES, TRAINER_MODULES], ids=["pipeline", "trainer"])
+def test_no_package_has_an_import_cycle(modules):
+    order = list(graphlib.TopologicalSorter(import_graph(modules)).static_order())
+    assert set(order) == set(modules)
 
 
 def test_cycles_and_every_form_of_import_are_seen(tmp_path):
@@ -200,15 +233,20 @@ def test_every_direct_dependency_is_pinned_exactly_and_nothing_else(requirements
     assert {canonical(pin) for pin in pins} == direct
 
 
-def test_whatever_the_package_imports_is_named_in_setup_py(requirements):
-    named = {canonical(item) for item in requirements[""] + requirements["pipeline"]}
+@pytest.mark.parametrize(
+    ("extra", "modules"), [("pipeline", MODULES), ("trainer", TRAINER_MODULES)]
+)
+def test_whatever_a_package_imports_is_named_in_setup_py(requirements, extra, modules):
+    named = {canonical(item) for item in requirements[""] + requirements[extra]}
+    # What is imported by another name than it is installed by.
+    distributions = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
     imported = {
-        canonical(name)
-        for module, path in MODULES.items()
+        canonical(distributions.get(name, name))
+        for module, path in modules.items()
         for name in top_level(imported_names(module, path))
         # A namespace of many distributions.
         - {"google"}
-        - {"beam_pipeline"}
+        - {"beam_pipeline", "trainer"}
         - sys.stdlib_module_names
     }
 
