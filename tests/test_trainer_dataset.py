@@ -302,6 +302,13 @@ def with_spectrogram(spectrogram: Callable[[np.ndarray], np.ndarray]) -> Callabl
     return change
 
 
+def with_baseline(value: float) -> Callable[[Any], Any]:
+    def change(sample: Any) -> Any:
+        return dataclasses.replace(sample, baseline=np.full_like(sample.baseline, value))
+
+    return change
+
+
 def with_nan(values: np.ndarray) -> np.ndarray:
     return np.where(np.arange(values.size).reshape(values.shape) == 5, np.float16(np.nan), values)
 
@@ -319,6 +326,7 @@ def with_nan(values: np.ndarray) -> np.ndarray:
         (with_metadata(condition="FMR1"), "another subject or condition than its session"),
         (with_metadata(subject="b"), "another subject or condition than its session"),
         (with_spectrogram(with_nan), "not finite"),
+        (with_baseline(np.inf), "not finite"),
         (with_spectrogram(lambda x: x.astype(np.float32)), "an array is float32"),
         (with_spectrogram(lambda x: x[:, :-1]), r"an array is float16 \(4, 2, 8\)"),
     ],
@@ -341,20 +349,20 @@ class Trap:
         return Trap.ran.append, (1,)
 
 
-def test_nothing_is_unpickled(tmp_path: Path) -> None:
-    path = datasets.write_dataset(tmp_path, TWO_SESSIONS, n_shards=1)
-    pickled = io.BytesIO()
-    np.save(pickled, np.array([Trap()]), allow_pickle=True)
-    shard = shard_of(path, 0)
-    with tarfile.open(shard) as tar:
-        files = {info.name: tar.extractfile(info) for info in tar}
-        members = [(name, file.read()) for name, file in files.items() if file is not None]
-    with tarfile.open(shard, "w", format=tarfile.GNU_FORMAT) as tar:
-        for name, content in members:
-            content = pickled.getvalue() if name.endswith("spectrogram.npy") else content
+def rewrite_shard(
+    folder: Path, change: Callable[[str, bytes], bytes] = lambda name, content: content, **tar: Any
+) -> None:
+    """Write the only train shard anew by tarfile, and make the manifest fit it."""
+    shard = shard_of(folder, 0)
+    with tarfile.open(shard) as file:
+        members = {info.name: file.extractfile(info) for info in file}
+        contents = {name: member.read() for name, member in members.items() if member is not None}
+    with tarfile.open(shard, "w", **tar) as file:
+        for name, content in contents.items():
+            changed = change(name, content)
             info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+            info.size = len(changed)
+            file.addfile(info, io.BytesIO(changed))
 
     def describe(content: dict[str, Any]) -> None:
         content["splits"]["train"]["shards"][0] |= {
@@ -362,7 +370,24 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
             "sha256": hashlib.sha256(shard.read_bytes()).hexdigest(),
         }
 
-    datasets.edit_manifest(path, describe)
+    datasets.edit_manifest(folder, describe)
+
+
+def test_a_tar_in_which_bytes_lie_elsewhere(tmp_path: Path) -> None:
+    path = datasets.write_dataset(tmp_path, TWO_SESSIONS, n_shards=1)
+    rewrite_shard(path, format=tarfile.GNU_FORMAT)
+    check_index(open_dataset(path), path, "train")
+    rewrite_shard(path, format=tarfile.PAX_FORMAT, pax_headers={"comment": "x"})
+    assert "is no plain GNU tar archive" in scan_error(path)
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    path = datasets.write_dataset(tmp_path, TWO_SESSIONS, n_shards=1)
+    pickled = io.BytesIO()
+    np.save(pickled, np.array([Trap()]), allow_pickle=True)
+    rewrite_shard(
+        path, lambda name, content: pickled.getvalue() if "spectrogram" in name else content
+    )
     assert "allow_pickle=False" in scan_error(path)
     assert not Trap.ran
 

@@ -19,6 +19,11 @@ from trainer.storage import DatasetError
 
 READ_BYTES = 1 << 20
 SPECTROGRAM, BASELINE = "spectrogram.npy", "baseline.npy"
+#: What tar, JSON and NumPy may raise for damaged content.
+DECODING_ERRORS = (
+    *(tarfile.TarError, OSError, EOFError, MemoryError),
+    *(ValueError, KeyError, TypeError, AttributeError),
+)
 #: The bits of a float16 that are all set in infinities and NaNs alone.
 EXPONENT = np.uint16(0x7C00)
 
@@ -66,7 +71,11 @@ class _HashingReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
-        n = self._file.readinto(view) or 0
+        try:
+            n = self._file.readinto(view) or 0
+        # Every store's client raises errors of its own.
+        except Exception as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
         self.sha256.update(view[:n])
         self.position += n
         return int(n)
@@ -91,27 +100,28 @@ def read_blocks(folder: DatasetFolder, shard: Shard) -> Iterator[Block]:
         stream = io.BufferedReader(reader, READ_BYTES)
         starts: dict[str, int] = {}
         damage: Exception | None = None
+        block: Block | None = None
         try:
             source = [{"url": shard.path, "stream": stream}]
             members = _note_starts(tar_file_expander(source), starts)
             for sample in group_by_keys(members):
-                yield _decode(folder, sample, starts)
-        except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError, OSError) as error:
+                block = _decode(folder, sample, starts)
+                yield block
+        except DECODING_ERRORS as error:
             damage = error
         _check_bytes(folder, shard, reader)
         # A damaged archive whose checksum holds was written so.
         if damage is not None:
             detail = damage.args[0] if damage.args else type(damage).__name__
             raise DatasetError(f"{where} is no shard of this format: {detail}") from damage
-        end = starts.get("", 0)
-        if not 2 * tarfile.BLOCKSIZE <= shard.bytes - end < 2 * tarfile.RECORDSIZE:
-            raise DatasetError(f"{where} is no plain GNU tar archive: its members end at {end:,}")
+        if block is not None:
+            _check_offset(folder, shard, block)
 
 
 def _note_starts(
     members: Iterable[dict[str, Any]], starts: dict[str, int]
 ) -> Iterator[dict[str, Any]]:
-    """Note at which byte each member's content begins; the end of all stands under ''."""
+    """Note at which byte each member's content begins."""
     position = 0
     for member in members:
         # An empty one marks the end of the shard.
@@ -121,7 +131,6 @@ def _note_starts(
             starts[member["fname"]] = position + len(header)
             position += len(header) + len(member["data"])
             position += -position % tarfile.BLOCKSIZE
-            starts[""] = position
         yield member
 
 
@@ -134,8 +143,9 @@ def _decode(folder: DatasetFolder, sample: dict[str, Any], starts: dict[str, int
         raise ValueError(f"{key}: trial_num is not 1 to {folder.block_trials} ascending numbers")
     spectrogram = _array(key, sample[SPECTROGRAM], np.float16, (n_trials, n_freqs, n_times))
     baseline = _array(key, sample[BASELINE], np.float32, (n_trials, n_freqs))
-    if ((spectrogram.view(np.uint16) & EXPONENT) == EXPONENT).any():
-        raise ValueError(f"{key}: a value of its spectrograms is not finite")
+    finite = ((spectrogram.view(np.uint16) & EXPONENT) != EXPONENT).all()
+    if not (finite and np.isfinite(baseline).all()):
+        raise ValueError(f"{key}: one of its values is not finite")
     header = len(sample[SPECTROGRAM]) - spectrogram.nbytes
     return Block(
         metadata["session"],
@@ -155,6 +165,17 @@ def _array(key: str, content: bytes, dtype: type, shape: tuple[int, ...]) -> NDA
         expected = f"{np.dtype(dtype)} {shape}"
         raise ValueError(f"{key}: an array is {array.dtype} {array.shape}, not {expected}")
     return array
+
+
+def _check_offset(folder: DatasetFolder, shard: Shard, last: Block) -> None:
+    """Check that members lie where plain GNU headers put them: others add to every later one."""
+    span = (shard.path, last.offset, last.offset + folder.trial_bytes)
+    (content,) = folder.storage.read_ranges([span])
+    if content != last.spectrogram[0].tobytes():
+        raise DatasetError(
+            f"{folder.storage.name(shard.path)} is no plain GNU tar archive: its members are not "
+            "where docs/dataset-format.md says"
+        )
 
 
 def _check_bytes(folder: DatasetFolder, shard: Shard, reader: _HashingReader) -> None:

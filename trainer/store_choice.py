@@ -47,9 +47,17 @@ def choose_store(
     memory = memory_budget(config.memory_gb)
     on_gpu = device.type == "cuda"
     room = int(DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]) if on_gpu else None
-    choice = store_that_fits(config.store, n_bytes, memory, room)
+    choice: StoreName | UsageError
+    try:
+        choice = store_that_fits(config.store, n_bytes, memory, room)
+    except UsageError as error:
+        choice = error
     # Machines may differ; what one of them cannot do, none does.
-    return STORES[min(STORES.index(found) for found in share(choice))]
+    found = share(choice)
+    for failure in found:
+        if isinstance(failure, UsageError):
+            raise failure
+    return STORES[min(map(STORES.index, found))]
 
 
 def store_that_fits(
