@@ -42,7 +42,7 @@ class MeanPicture:
     def add(self, spectrograms: NDArray[np.float32]) -> None:
         """Add the spectrograms of a block, shape (n_trials, n_freqs, n_times)."""
         self.n_trials += len(spectrograms)
-        self.total += np.rint(spectrograms.sum(axis=0).astype(np.float64) * UNIT) / UNIT
+        self.total += np.rint(spectrograms.sum(axis=0, dtype=np.float64) * UNIT) / UNIT
 
     def mean(self) -> NDArray[np.float64]:
         """Return the mean spectrogram, float64 of shape (n_freqs, n_times)."""
