@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import load_checkpoint, read_marker
+from trainer.training.checkpoint import load_checkpoint, read_marker
 
 ROOT = Path(__file__).resolve().parents[1]
 N_TRIALS = 4

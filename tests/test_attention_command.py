@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from tests import datasets
 from tests.runs import N_TRIALS, best_state, flags
 from trainer.__main__ import main
-from trainer.attention import choose_sequences, randomized
-from trainer.attention_figures import VIEWS, attention_figure, trial_names
-from trainer.attention_file import MAPS, METHODS, AttentionMaps, read_maps, write_maps
-from trainer.attention_maps import token_centres
+from trainer.attention.command import choose_sequences, randomized
+from trainer.attention.figures import VIEWS, attention_figure, trial_names
+from trainer.attention.file import MAPS, METHODS, AttentionMaps, read_maps, write_maps
+from trainer.attention.maps import token_centres
 from trainer.errors import TrainerError
 from trainer.model import Temporal3DViT
 from trainer.trained_model import load_trained_model

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.attention_maps import (
+from trainer.attention.maps import (
     attention_rollout,
     class_attention,
     fold,

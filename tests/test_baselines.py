@@ -16,8 +16,8 @@ from trainer.baselines import features, linear
 from trainer.baselines.eegnet import fit_eegnet
 from trainer.baselines.features import BANDS, TrialFeatures
 from trainer.baselines.fitting import TITLES
-from trainer.predictions import read_predictions
-from trainer.shard_reader import Block
+from trainer.data.shard_reader import Block
+from trainer.evaluation.predictions import read_predictions
 
 N_FREQS, N_TIMES = 5, 30
 

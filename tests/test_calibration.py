@@ -6,10 +6,10 @@ from scipy.optimize import minimize
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from trainer.calibration import TEMPERATURES, fit_temperature, reliability_curve
-from trainer.intervals import bootstrap_weights
-from trainer.metrics import N_BINS, compute_metrics
-from trainer.predictions import probabilities
+from trainer.evaluation.calibration import TEMPERATURES, fit_temperature, reliability_curve
+from trainer.evaluation.intervals import bootstrap_weights
+from trainer.evaluation.metrics import N_BINS, compute_metrics
+from trainer.evaluation.predictions import probabilities
 
 
 def overconfident(n=4000, factor=3.0, n_classes=2, seed=0):

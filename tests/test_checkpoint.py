@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.checkpoint import (
+from trainer.config import Config, LoaderConfig, OptimConfig, TrainConfig
+from trainer.errors import TrainerError
+from trainer.training.checkpoint import (
     Marker,
     check_same_run,
     load_checkpoint,
     read_marker,
     save_checkpoint,
 )
-from trainer.config import Config, LoaderConfig, OptimConfig, TrainConfig
-from trainer.errors import TrainerError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,7 +105,7 @@ def test_a_process_killed_while_it_saves_leaves_a_checkpoint_that_loads(tmp_path
     script = (
         "import os, signal, sys, torch\n"
         "from pathlib import Path\n"
-        "from trainer import checkpoint\n"
+        "from trainer.training import checkpoint\n"
         "calls, write = [0], checkpoint.write_atomically\n"
         "def killed(path, content):\n"
         "    if calls[0] == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -10,9 +10,9 @@ from scipy.stats import mannwhitneyu
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
 from trainer.config import EvaluationConfig
-from trainer.evaluation import evaluate_predictions, paired_difference
-from trainer.metrics import METRICS
-from trainer.predictions import Predictions, PredictionsError
+from trainer.evaluation.metrics import METRICS
+from trainer.evaluation.predictions import Predictions, PredictionsError
+from trainer.evaluation.results import evaluate_predictions, paired_difference
 
 CONFIG = EvaluationConfig(n_bootstrap=300, n_permutations=500)
 CLASSES = ("WT", "FMR1")

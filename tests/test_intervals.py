@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from trainer.independent_intervals import (
+from trainer.evaluation.independent_intervals import (
     RATES,
     independent_interval,
     proportion_interval,
     unanimous_confusion,
 )
-from trainer.intervals import bootstrap_interval, bootstrap_weights
-from trainer.metrics import compute_metrics, group_sums, weighted_metrics
-from trainer.permutation import permutation_p_value, relabellings
+from trainer.evaluation.intervals import bootstrap_interval, bootstrap_weights
+from trainer.evaluation.metrics import compute_metrics, group_sums, weighted_metrics
+from trainer.evaluation.permutation import permutation_p_value, relabellings
 
 
 def bounds(interval):

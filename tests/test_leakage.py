@@ -13,11 +13,11 @@ import pytest
 
 from tests import datasets
 from tests.datasets import Recording, recording
-from trainer.dataset_folder import open_dataset
-from trainer.leakage import LeakageError, check_dataset
-from trainer.split_scan import row_digests, scan_split
-from trainer.storage import DatasetError
-from trainer.verified_shards import recall_index
+from trainer.data.dataset_folder import open_dataset
+from trainer.data.leakage import LeakageError, check_dataset
+from trainer.data.split_scan import row_digests, scan_split
+from trainer.data.storage import DatasetError
+from trainer.data.verified_shards import recall_index
 
 SPLITS = {
     "train": [recording("a", "WT", 9), recording("b", "FMR1", 9), recording("c", "WT", 5)],

@@ -7,7 +7,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
 from trainer.errors import TrainerError
-from trainer.loss import class_weights, cross_entropy_sums
+from trainer.training.loss import class_weights, cross_entropy_sums
 
 CLASSES = ("FMR1", "WT", "het")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from trainer.metrics import (
+from trainer.evaluation.metrics import (
     METRICS,
     N_BINS,
     compute_metrics,

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.special import softmax
 
-from trainer.predictions import (
+from trainer.data.sequences import Sequences
+from trainer.data.trials import Trials
+from trainer.evaluation.predictions import (
     Predictions,
     PredictionsError,
     align,
@@ -18,8 +20,6 @@ from trainer.predictions import (
     read_predictions,
     write_predictions,
 )
-from trainer.sequences import Sequences
-from trainer.trials import Trials
 
 CLASSES = ("WT", "FMR1")
 

@@ -33,17 +33,17 @@ PURE = [
 PURE_TRAINER = [
     f"trainer.{name}"
     for name in (
-        "calibration",
         "config",
-        "dataset_folder",
-        "evaluation",
-        "intervals",
-        "metrics",
-        "permutation",
-        "predictions",
-        "schedule",
-        "sequences",
-        "trials",
+        "data.dataset_folder",
+        "data.sequences",
+        "data.trials",
+        "evaluation.calibration",
+        "evaluation.intervals",
+        "evaluation.metrics",
+        "evaluation.permutation",
+        "evaluation.predictions",
+        "evaluation.results",
+        "training.schedule",
     )
 ]
 

@@ -17,12 +17,12 @@ from sklearn.metrics import roc_auc_score
 
 from tests import datasets
 from trainer.__main__ import COMMANDS, main
-from trainer.attention_file import MAPS, AttentionMaps, write_maps
-from trainer.calibration import fit_temperature
+from trainer.attention.file import MAPS, AttentionMaps, write_maps
 from trainer.config import Config, EvaluationConfig, SequenceConfig
-from trainer.evaluation import evaluate_predictions
+from trainer.evaluation.calibration import fit_temperature
+from trainer.evaluation.predictions import Predictions, write_predictions
+from trainer.evaluation.results import evaluate_predictions
 from trainer.options import dump_config, parse_run_options
-from trainer.predictions import Predictions, write_predictions
 from trainer.report.verdict import Finding, Score, Tone, judge, more_trials_finding
 
 CLASSES = ("FMR1", "WT")
@@ -482,7 +482,7 @@ def commands_of(page: Page) -> list[str]:
             parse_run_options(words)
         else:
             parser = argparse.ArgumentParser(exit_on_error=False)
-            importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
+            importlib.import_module(f"trainer.{COMMANDS[name][0]}.command").add_arguments(parser)
             parser.parse_args(words)
     return commands
 

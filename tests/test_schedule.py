@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainer.schedule import derive_seed, ema_decay, learning_rate
+from trainer.training.schedule import derive_seed, ema_decay, learning_rate
 
 SHAPE: dict[str, Any] = {"total_steps": 100, "warmup_steps": 10, "lr": 1e-3, "min_lr": 1e-5}
 

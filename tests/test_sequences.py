@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.sequences import Division, build_sequences, epoch_order, rank_batches
-from trainer.split_index import SplitIndex
-from trainer.stream_plan import StreamPlan
-from trainer.trials import Trials
+from trainer.data.sequences import Division, build_sequences, epoch_order, rank_batches
+from trainer.data.split_index import SplitIndex
+from trainer.data.stream_plan import StreamPlan
+from trainer.data.trials import Trials
 
 
 def make_trials(sessions: Sequence[Sequence[int]]) -> Trials:

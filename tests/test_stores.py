@@ -19,12 +19,12 @@ import torch
 from tests import datasets
 from tests.datasets import recording
 from trainer.config import LoaderConfig, SequenceConfig
-from trainer.dataset_folder import open_dataset
+from trainer.data.dataset_folder import open_dataset
+from trainer.data.leakage import LeakageError
+from trainer.data.loader import Batch, SequenceLoader, make_loader, open_loaders
+from trainer.data.storage import DatasetError
+from trainer.data.store_choice import container_available, memory_budget, store_that_fits
 from trainer.errors import UsageError
-from trainer.leakage import LeakageError
-from trainer.loader import Batch, SequenceLoader, make_loader, open_loaders
-from trainer.storage import DatasetError
-from trainer.store_choice import container_available, memory_budget, store_that_fits
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -391,8 +391,8 @@ PROGRAM = """
 import os, signal, sys, time
 import torch
 from trainer.config import LoaderConfig, SequenceConfig
-from trainer.dataset_folder import open_dataset
-from trainer.loader import make_loader
+from trainer.data.dataset_folder import open_dataset
+from trainer.data.loader import make_loader
 
 loader = make_loader(
     open_dataset(sys.argv[1]), "train", SequenceConfig(6), LoaderConfig("stream", num_workers=2),
@@ -426,7 +426,19 @@ def test_a_process_that_fails_in_the_middle_of_a_stream_ends_at_once(dataset: Pa
     assert (process.returncode, errors) == (3, "")
 
 
-def test_workers_outlive_a_signal_to_the_whole_group(dataset: Path) -> None:
+SLOW_START = """
+import time
+from trainer.data import stream_store
+ready = stream_store._outlive_signals
+def slow_start(ending, worker):
+    time.sleep(worker)
+    ready(ending, worker)
+stream_store._outlive_signals = slow_start
+"""
+
+
+@pytest.mark.parametrize("before", ["", SLOW_START], ids=["at work", "starting"])
+def test_workers_outlive_a_signal_to_the_whole_group(dataset: Path, before: str) -> None:
     """As a batch system sends it: the training process still finishes what it does."""
     code = """
 signal.signal(signal.SIGTERM, lambda *_: None)
@@ -438,7 +450,7 @@ for step, batch in enumerate(loader.batches(0)):
         time.sleep(0.2)
 print("done", loader.steps_per_epoch)
 """
-    process = start(PROGRAM + code, str(dataset))
+    process = start(before + PROGRAM + code, str(dataset))
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == "0\n"
@@ -457,9 +469,9 @@ import os, re, sys
 import torch
 import torch.distributed as dist
 from trainer.config import LoaderConfig, SequenceConfig
-from trainer.dataset_folder import open_dataset
+from trainer.data.dataset_folder import open_dataset
 from trainer.errors import TrainerError
-from trainer.loader import open_loaders
+from trainer.data.loader import open_loaders
 
 rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 dist.init_process_group(

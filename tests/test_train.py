@@ -19,12 +19,12 @@ from torch.nn import functional
 from tests import datasets, runs, tables
 from tests.runs import MODEL, N_TRIALS, best_state, flags, last_state, log_of
 from trainer.__main__ import main
-from trainer.checkpoint import read_marker
 from trainer.config import ModelConfig
+from trainer.evaluation.predictions import Predictions
 from trainer.model import create_model
 from trainer.options import EXPERIMENTS
-from trainer.predictions import Predictions
-from trainer.validation import validate
+from trainer.training.checkpoint import read_marker
+from trainer.training.validation import validate
 
 
 @pytest.fixture(scope="module")

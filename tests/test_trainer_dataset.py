@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from tests import datasets
-from trainer.dataset_folder import DatasetFolder, open_dataset
+from trainer.data.dataset_folder import DatasetFolder, open_dataset
+from trainer.data.shard_reader import read_blocks
+from trainer.data.split_scan import scan_split
+from trainer.data.storage import DatasetError
 from trainer.errors import TrainerError
-from trainer.shard_reader import read_blocks
-from trainer.split_scan import scan_split
-from trainer.storage import DatasetError
 
 TWO_SESSIONS = {
     "train": [datasets.recording("a", "WT", 10), datasets.recording("b", "FMR1", 7)],

@@ -18,7 +18,7 @@ import torch
 from tests import datasets
 from tests.runs import ENVIRONMENT, ROOT, best_state, flags, last_state, log_of
 from trainer.__main__ import main
-from trainer.checkpoint import read_marker
+from trainer.training.checkpoint import read_marker
 
 #: Everything that draws random numbers or remembers something from step to step.
 EVERYTHING = {

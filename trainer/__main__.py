@@ -23,13 +23,13 @@ _EXAMPLES = """examples:
 
 COMMAND --help says more about each.
 """
-#: {command: (module, what it does)}; a module has `add_arguments` and `run`.
+#: {command: (package, what it does)}; its module `command` has `add_arguments` and `run`.
 COMMANDS = {
-    "train": ("trainer.train", "train the Temporal 3D ViT on a dataset folder, then evaluate it"),
-    "evaluate": ("trainer.evaluate", "predictions and metrics of a run's best checkpoint"),
-    "baselines": ("trainer.baselines.command", "simple classifiers on the same splits and units"),
-    "attention": ("trainer.attention", "where a run's model looks, beside randomised weights"),
-    "report": ("trainer.report.command", "one HTML page of one run or several"),
+    "train": ("training", "train the Temporal 3D ViT on a dataset folder, then evaluate it"),
+    "evaluate": ("evaluation", "predictions and metrics of a run's best checkpoint"),
+    "baselines": ("baselines", "simple classifiers on the same splits and units"),
+    "attention": ("attention", "where a run's model looks, beside randomised weights"),
+    "report": ("report", "one HTML page of one run or several"),
 }
 
 
@@ -84,7 +84,8 @@ def _run(given: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UsageError(f"there is no command {name!r}{hint}: {', '.join(COMMANDS)}")
-    module, text = COMMANDS[name]
+    package, text = COMMANDS[name]
+    module = f"trainer.{package}.command"
     if name == "train":
         # Parsed before PyTorch is imported, so that help and complaints come at once.
         options = parse_run_options(given[1:])

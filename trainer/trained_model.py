@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import Entry, load_checkpoint, read_marker
 from trainer.config import SECTIONS, Config, LoaderConfig
-from trainer.dataset_folder import DatasetFolder
+from trainer.data.dataset_folder import DatasetFolder
 from trainer.errors import TrainerError
 from trainer.model import Temporal3DViT, create_model
 from trainer.options import load_config
+from trainer.training.checkpoint import Entry, load_checkpoint, read_marker
 
 
 @dataclass(frozen=True)

@@ -62,13 +62,13 @@ class Step:
 def ours(size: Size, dataset: Path, **train: Any) -> Step:
     """Return the trainer's own step on a batch of a dataset."""
     from trainer.config import Config, LoaderConfig, SequenceConfig, TrainConfig
-    from trainer.dataset_folder import open_dataset
+    from trainer.data.dataset_folder import open_dataset
+    from trainer.data.loader import make_loader
     from trainer.distributed import Process
     from trainer.hardware import peak_flops, use_compile
-    from trainer.loader import make_loader
-    from trainer.train_step import start_training
+    from trainer.training.train_step import start_training
 
-    # As trainer.train does.
+    # As trainer.training.command does.
     if size.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     config = Config(

@@ -30,10 +30,10 @@ from loading import (
 )
 
 from trainer.config import LoaderConfig, SequenceConfig
-from trainer.dataset_folder import open_dataset
-from trainer.loader import Batch, SequenceLoader, make_loader
-from trainer.resident_store import load_trials
-from trainer.sequences import build_sequences, epoch_order
+from trainer.data.dataset_folder import open_dataset
+from trainer.data.loader import Batch, SequenceLoader, make_loader
+from trainer.data.resident_store import load_trials
+from trainer.data.sequences import build_sequences, epoch_order
 
 
 def cat(dataset: Path, n_trials: int) -> Passes:

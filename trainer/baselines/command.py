@@ -23,20 +23,20 @@ from trainer.baselines.fitting import (
     missing_baselines,
 )
 from trainer.baselines.linear import session_probe
-from trainer.calibration import fit_temperature
 from trainer.config import EvaluationConfig, SequenceConfig
 from trainer.console import print_table
-from trainer.dataset_folder import SPLITS, DatasetFolder, open_dataset
+from trainer.data.dataset_folder import SPLITS, DatasetFolder, open_dataset
+from trainer.data.leakage import check_indices, check_manifest
+from trainer.data.reading_progress import reading_progress
+from trainer.data.sequences import build_sequences
+from trainer.data.split_scan import scan_split
 from trainer.errors import TrainerError, UsageError
-from trainer.evaluate import git_commit
-from trainer.evaluation import evaluate_predictions
-from trainer.leakage import check_indices, check_manifest
-from trainer.levels import LEVELS
-from trainer.predictions import Predictions, predictions_of, write_predictions
-from trainer.reading_progress import reading_progress
+from trainer.evaluation.calibration import fit_temperature
+from trainer.evaluation.command import git_commit
+from trainer.evaluation.levels import LEVELS
+from trainer.evaluation.predictions import Predictions, predictions_of, write_predictions
+from trainer.evaluation.results import evaluate_predictions
 from trainer.run_folder import open_run, write_atomically
-from trainer.sequences import build_sequences
-from trainer.split_scan import scan_split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

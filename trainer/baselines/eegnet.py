@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from trainer.metrics import compute_metrics
-from trainer.predictions import probabilities
-from trainer.sequences import epoch_order
+from trainer.data.sequences import epoch_order
+from trainer.evaluation.metrics import compute_metrics
+from trainer.evaluation.predictions import probabilities
 
 FILTERS, SEPARABLE_FILTERS = 16, 16
 TEMPORAL_KERNEL, SEPARABLE_KERNEL = 15, 7

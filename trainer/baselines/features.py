@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.shard_reader import Block
+from trainer.data.shard_reader import Block
 
 #: Hz, the upper end not included.
 BANDS = {

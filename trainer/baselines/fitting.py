@@ -19,9 +19,9 @@ from trainer.baselines.features import (
     sequence_means,
     session_gain,
 )
-from trainer.dataset_folder import DatasetFolder
-from trainer.sequences import Sequences
-from trainer.trials import Trials
+from trainer.data.dataset_folder import DatasetFolder
+from trainer.data.sequences import Sequences
+from trainer.data.trials import Trials
 
 #: {name: what a reader sees}, in the order of the table.
 TITLES = {

@@ -15,8 +15,8 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from trainer.metrics import compute_metrics
-from trainer.predictions import probabilities
+from trainer.evaluation.metrics import compute_metrics
+from trainer.evaluation.predictions import probabilities
 
 #: Inverse strengths of the L2 penalty to choose from; the first of equally good ones is taken.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)

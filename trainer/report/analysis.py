@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.evaluation import evaluate_predictions, paired_difference
-from trainer.predictions import PredictionsError, average_over_windows
+from trainer.evaluation.predictions import PredictionsError, average_over_windows
+from trainer.evaluation.results import evaluate_predictions, paired_difference
 from trainer.report.contents import Baselines, RunContents
 from trainer.report.verdict import Finding, Score, judge, more_trials_finding, verdict_level
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from trainer.attention_file import AttentionMaps, read_maps
-from trainer.checkpoint import read_marker
+from trainer.attention.file import AttentionMaps, read_maps
 from trainer.config import EvaluationConfig, SequenceConfig
-from trainer.dataset_folder import DatasetFolder, open_dataset
+from trainer.data.dataset_folder import DatasetFolder, open_dataset
+from trainer.data.storage import DatasetError
 from trainer.errors import TrainerError
-from trainer.predictions import Predictions, read_predictions
+from trainer.evaluation.predictions import Predictions, read_predictions
 from trainer.run_folder import RunFolder
-from trainer.storage import DatasetError
+from trainer.training.checkpoint import read_marker
 
 SPLITS = ("train", "val", "test")
 BASELINES = "baselines.json"

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
-from trainer.attention_figures import shorten
+from trainer.attention.figures import shorten
 from trainer.report.svg import INK, SERIES, SOFT_INK, WIDE
 
 if TYPE_CHECKING:

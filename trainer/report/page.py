@@ -14,10 +14,10 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from trainer import __version__
-from trainer.attention_figures import VIEWS, attention_figure, attention_title
-from trainer.attention_file import METHODS, RANDOMIZED, AttentionMaps
-from trainer.levels import LEVELS, score_levels, study_design
-from trainer.predictions import Predictions
+from trainer.attention.figures import VIEWS, attention_figure, attention_title
+from trainer.attention.file import METHODS, RANDOMIZED, AttentionMaps
+from trainer.evaluation.levels import LEVELS, score_levels, study_design
+from trainer.evaluation.predictions import Predictions
 from trainer.report import figures, tables
 from trainer.report.analysis import Missing, MoreTrials, RunAnalysis
 from trainer.report.contents import RunContents

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.dataset_folder import DatasetFolder
-from trainer.levels import LEVELS, score_levels, study_design
-from trainer.predictions import Predictions
+from trainer.data.dataset_folder import DatasetFolder
+from trainer.evaluation.levels import LEVELS, score_levels, study_design
+from trainer.evaluation.predictions import Predictions
 from trainer.report.analysis import MoreTrials, RunAnalysis
 from trainer.report.contents import SPLITS, RunContents
 

@@ -1,0 +1,1 @@
+"""``python -m trainer attention``: where a model looks, in time and over trials."""

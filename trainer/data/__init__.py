@@ -1,0 +1,1 @@
+"""A dataset folder's trials, as batches of sequences."""

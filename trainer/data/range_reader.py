@@ -1,0 +1,140 @@
+"""Bytes from the middle of shards: from files on demand, from a remote store many at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from trainer.data.storage import DatasetError, Storage
+
+MOST_OPEN_FILES = 128
+
+
+class RangeReader(Protocol):
+    """Reads ranges that belong to numbered places; a place is announced before it is read."""
+
+    def announce(self, ranges: Iterable[tuple[int, int, int, int]]) -> None:
+        """Prepare to read parts of ranges: (place, shard, first byte, number of bytes)."""
+
+    def read(self, parts: Iterable[tuple[int, int, int, memoryview]]) -> None:
+        """Fill buffers: (place, shard, first byte, what to fill).
+
+        Raises
+        ------
+        DatasetError
+            If a shard cannot be read or ends early.
+        """
+
+    def forget(self, before: int) -> None:
+        """Give up the places below a number."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+def open_reader(storage: Storage, paths: Sequence[str]) -> RangeReader:
+    """Return a reader of shards, to be used by the process that asks for it.
+
+    Parameters
+    ----------
+    storage : Storage
+    paths : sequence of str
+        The shards.
+    """
+    return (LocalReader if storage.is_local else RemoteReader)(storage, paths)
+
+
+class LocalReader:
+    """Reads from files straight to where the bytes belong; the kernel keeps what comes again."""
+
+    def __init__(self, storage: Storage, paths: Sequence[str]) -> None:
+        self._storage, self._paths = storage, paths
+        self._files: dict[int, int] = {}
+
+    def announce(self, ranges: Iterable[tuple[int, int, int, int]]) -> None:
+        """Let the disk begin."""
+        if hasattr(os, "posix_fadvise"):
+            for _, shard, start, size in ranges:
+                os.posix_fadvise(self._file(shard), start, size, os.POSIX_FADV_WILLNEED)
+
+    def read(self, parts: Iterable[tuple[int, int, int, memoryview]]) -> None:
+        """Read from the files; see `RangeReader`."""
+        for _, shard, start, out in parts:
+            try:
+                done = os.preadv(self._file(shard), [out], start)
+                while done < len(out):
+                    n = os.preadv(self._file(shard), [out[done:]], start + done)
+                    if n == 0:
+                        path, end = self._paths[shard], start + len(out)
+                        raise self._storage.ends_early(path, start + done, end)
+                    done += n
+            except OSError as error:
+                raise self._unreadable(shard, error) from error
+
+    def forget(self, before: int) -> None:
+        """Keep everything as it is: the kernel forgets on its own."""
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _file(self, shard: int) -> int:
+        file = self._files.get(shard)
+        if file is None:
+            if len(self._files) == MOST_OPEN_FILES:
+                os.close(self._files.pop(next(iter(self._files))))
+            try:
+                path = self._storage.full_path(self._paths[shard])
+                file = self._files[shard] = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise self._unreadable(shard, error) from error
+        return file
+
+    def _unreadable(self, shard: int, error: OSError) -> DatasetError:
+        name = self._storage.name(self._paths[shard])
+        return DatasetError(f"{name} cannot be read: {error.strerror or error}")
+
+
+class RemoteReader:
+    """Asks for all that is announced at once, and keeps it until it is forgotten."""
+
+    def __init__(self, storage: Storage, paths: Sequence[str]) -> None:
+        self._storage, self._paths = storage, paths
+        self._held: dict[int, list[tuple[int, int, bytes]]] = {}
+
+    def announce(self, ranges: Iterable[tuple[int, int, int, int]]) -> None:
+        """Fetch the ranges; see `RangeReader`.
+
+        Raises
+        ------
+        DatasetError
+            If a shard cannot be read or ends early.
+        """
+        wanted = list(ranges)
+        parts = self._storage.read_ranges(
+            [(self._paths[shard], start, start + size) for _, shard, start, size in wanted]
+        )
+        for (place, shard, start, _), part in zip(wanted, parts, strict=True):
+            self._held.setdefault(place, []).append((shard, start, part))
+
+    def read(self, parts: Iterable[tuple[int, int, int, memoryview]]) -> None:
+        """Copy from what was fetched; see `RangeReader`."""
+        for place, shard, start, out in parts:
+            end = start + len(out)
+            first, held = next(
+                (first, held)
+                for other, first, held in self._held[place]
+                if other == shard and first <= start and end <= first + len(held)
+            )
+            out[:] = memoryview(held)[start - first : end - first]
+
+    def forget(self, before: int) -> None:
+        """Drop what will not be used again."""
+        for place in [place for place in self._held if place < before]:
+            del self._held[place]
+
+    def close(self) -> None:
+        """Drop everything."""
+        self._held.clear()

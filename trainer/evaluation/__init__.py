@@ -1,0 +1,1 @@
+"""``python -m trainer evaluate``: predictions, metrics and how far to trust them."""

@@ -1,0 +1,1 @@
+"""``python -m trainer train``: from a dataset folder to a run folder."""

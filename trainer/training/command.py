@@ -1,0 +1,129 @@
+"""The command ``train``: from a dataset folder to an evaluated run folder.
+
+The step itself is in `train_step`, the loop over the epochs in `fit`.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from trainer.config import Config
+from trainer.data.dataset_folder import MANIFEST, DatasetFolder, open_dataset
+from trainer.data.loader import SequenceLoader, open_loaders
+from trainer.distributed import Process, process_group
+from trainer.errors import UsageError
+from trainer.options import RunOptions, dump_config
+from trainer.run_folder import RunFolder, is_remote, open_run, write_atomically
+from trainer.trained_model import data_order, run_identity
+from trainer.training.checkpoint import check_same_run, load_checkpoint, read_marker
+from trainer.training.fit import Fit, is_finished
+from trainer.training.interruption import Interruption, interruptible
+from trainer.training.plan import print_plan
+from trainer.training.train_step import start_training
+
+
+def run(options: RunOptions) -> None:
+    """Train, or go on where the run was, then evaluate the best checkpoint on val and test.
+
+    Raises
+    ------
+    TrainerError
+        If the dataset does not hold, the folder holds another run, or training cannot go on.
+    """
+    config = options.config
+    with interruptible() as interruption, process_group() as process:
+        # Only the main process reads and writes the run folder.
+        opened = open_run(options.output, alone=True) if process.is_main else nullcontext()
+        with opened as main_folder:
+            folder = main_folder or RunFolder(options.output, Path())
+            dataset = open_dataset(options.data)
+            checkpoint = process.broadcast(
+                _prepare(options, folder, dataset, process) if process.is_main else None
+            )
+            loaders = {}
+            if checkpoint is None or not is_finished(checkpoint, config.train):
+                loaders = _fit(config, dataset, folder, process, checkpoint, interruption)
+            _evaluate(config, dataset, folder, process, loaders)
+
+
+def _prepare(
+    options: RunOptions, folder: RunFolder, dataset: DatasetFolder, process: Process
+) -> dict[str, Any] | None:
+    """Check what is there, write ``config.yaml``, and return the last checkpoint, if any."""
+    if (folder.path / MANIFEST).exists():
+        raise UsageError(
+            f"--output {options.output} is a dataset: give the run a folder of its own"
+        )
+    checkpoint = None
+    checkpoints = folder.path / "checkpoints"
+    marker = read_marker(checkpoints)
+    if marker is not None:
+        checkpoint = load_checkpoint(checkpoints, marker.last)
+        identity = run_identity(dataset, process.world_size)
+        check_same_run(checkpoint, options.config, identity, options.output)
+    data = options.data if is_remote(options.data) else str(Path(options.data).resolve())
+    text = dump_config(options.config, data, options.command)
+    write_atomically(folder.path / "config.yaml", text.encode())
+    return checkpoint
+
+
+def _fit(
+    config: Config,
+    dataset: DatasetFolder,
+    folder: RunFolder,
+    process: Process,
+    checkpoint: dict[str, Any] | None,
+    interruption: Interruption,
+) -> dict[str, SequenceLoader]:
+    """Train to the end; return the loaders that evaluation can use again."""
+    loaders = open_loaders(
+        dataset,
+        config.sequence,
+        config.loader,
+        batch_size=config.train.batch_size,
+        device=process.device,
+        seed=config.train.seed,
+        rank=process.rank,
+        world_size=process.world_size,
+        cache=folder.path / ".verified" if process.is_main else None,
+    )
+    step, state = start_training(config, dataset, loaders["train"], process)
+    identity = run_identity(dataset, process.world_size)
+    identity |= data_order(config.loader, loaders["train"].describe().store)
+    if checkpoint is not None:
+        check_same_run(checkpoint, config, identity, folder.url)
+        state.restore(checkpoint)
+    if process.is_main:
+        print_plan(config, dataset, loaders, step, state, process)
+    train, val = loaders["train"], loaders.get("val")
+    Fit(config, dataset, train, val, step, state, identity, folder, process).run(interruption)
+    return {split: loader for split, loader in loaders.items() if split == "val"}
+
+
+def _evaluate(
+    config: Config,
+    dataset: DatasetFolder,
+    folder: RunFolder,
+    process: Process,
+    loaders: dict[str, SequenceLoader],
+) -> None:
+    """Evaluate the best checkpoint on val and test; say what it is worth, and what comes next."""
+    # Here, because SciPy would keep the first step waiting for a second.
+    from trainer.evaluation.command import evaluate_best, print_summary
+
+    splits = [name for name in ("val", "test") if dataset.splits[name].trials]
+    contents = evaluate_best(folder, dataset, config, process, splits, loaders)
+    if not process.is_main:
+        return
+    if contents:
+        print_summary(splits[-1], contents[splits[-1]])
+    else:
+        print("The dataset has neither val nor test: nothing was evaluated.")
+    print(
+        f"Everything is in {folder.url}: config.yaml, checkpoints/, metrics.jsonl, predictions/, "
+        "metrics/, tensorboard/\n"
+        f"Curves: tensorboard --logdir {folder.url}/tensorboard\n"
+        f"Next: python -m trainer report {folder.url}"
+    )
