@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
 import importlib
 import os
@@ -111,5 +112,20 @@ def _print_error(message: str, verbose: bool) -> None:
     print(f"error{process}: {' '.join(message.splitlines())}", file=sys.stderr)
 
 
+def _leave(status: int) -> NoReturn:
+    """End this process.
+
+    One of several ends without Python's own teardown: gloo's threads outlive
+    ``destroy_process_group()`` where DistributedDataParallel was used, and one that frees a tensor
+    during the teardown aborts the process (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())
