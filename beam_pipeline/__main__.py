@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from beam_pipeline import __version__
 from beam_pipeline.cpus import n_cpus
 from beam_pipeline.errors import UsageError
+from beam_pipeline.heap import share_heap
 from beam_pipeline.local_worker import start_loading
 from beam_pipeline.options import join_signed_values
 
@@ -86,8 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = join_signed_values(sys.argv[1:] if arguments is None else arguments)
     chosen = next((word for word in given if word in COMMANDS), None)
-    if chosen == "preprocess" and n_cpus() > 1:
-        start_loading()
+    if chosen == "preprocess":
+        share_heap()
+        if n_cpus() > 1:
+            start_loading()
     parser = build_parser(chosen)
     args, rest = parser.parse_known_args(given)
     if rest and args.command != "preprocess":

@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
+from beam_pipeline.heap import share_heap
+
 
 @cache
 def start_loading() -> subprocess.Popen[str]:
@@ -57,6 +59,7 @@ def start_worker(environment: dict[str, str], log: Path) -> None:
 
 
 def _fork_on_request() -> None:
+    share_heap()
     from apache_beam.runners.worker import sdk_worker_main
 
     from beam_pipeline import transforms  # noqa: F401 (loaded before it is asked for)

@@ -163,9 +163,13 @@ def find_copies(bucket: Iterable[Fingerprints]) -> Iterator[tuple[str, Copy]]:
     is the right one, and a trace in two sessions may end up in two splits.
     """
     seen: dict[bytes, set[tuple[str, int]]] = defaultdict(set)
-    for part in bucket:
-        for trial_num, digest in zip(part.trial_num.tolist(), part.digest, strict=True):
-            seen[digest.tobytes()].add((part.session, trial_num))
+    parts = list(bucket)
+    repeated = _repeated(np.concatenate([part.digest for part in parts]))
+    starts = np.cumsum([0, *(len(part.digest) for part in parts)])
+    for part, start, stop in zip(parts, starts[:-1], starts[1:], strict=True):
+        for row in np.flatnonzero(repeated[start:stop]):
+            place = part.session, int(part.trial_num[row])
+            seen[part.digest[row].tobytes()].add(place)
     for digest, places in seen.items():
         if len(places) == 1:
             continue
@@ -175,6 +179,17 @@ def find_copies(bucket: Iterable[Fingerprints]) -> Iterator[tuple[str, Copy]]:
             other = next(place for place in ordered if place != (session, trial_num))
             detail = f"the same trace as trial {other[1]} of session {other[0]}"
             yield session, Copy(trial_num, digest, detail)
+
+
+def _repeated(digest: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return whether each digest stands there more than once."""
+    words = np.ascontiguousarray(digest).view("<u8")
+    order = np.lexsort(words.T)
+    same = (words[order[1:]] == words[order[:-1]]).all(axis=1)
+    repeated = np.zeros(len(words), np.bool_)
+    repeated[order[1:]] = same
+    repeated[order[:-1]] |= same
+    return repeated
 
 
 def resolve_session(
