@@ -1,4 +1,4 @@
-"""Command line: ``python -m beam_pipeline {preprocess,plan,audit,verify,sample}``."""
+"""Command line: ``python -m beam_pipeline {preprocess,plan,audit,folds,verify,sample}``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ COMMANDS = {
     "preprocess": "turn a table of LFP traces into normalised WebDataset shards",
     "plan": "say what preprocess would make of a table, from its metadata and a few rows",
     "audit": "look at a table: one HTML page with what to mend before a run",
+    "folds": "split files for cross-validation, in which every animal is tested once",
     "verify": "reread a whole dataset and name whatever does not hold",
     "sample": "generate a table of the lab's kind, with known truth",
 }

@@ -17,6 +17,7 @@ import numpy as np
 from beam_pipeline.split_search import partition_groups
 
 SPLITS = ("train", "val", "test")
+MIN_FOLDS = 3
 
 _SHOWN = 5
 
@@ -108,6 +109,58 @@ def assign_splits(
     """
     names = required_splits(ratios)
     ordered = checked_sessions(sessions)
+    parts = _partition(ordered, [r for r in ratios if r > 0], seed)
+    if parts is None:
+        advice = "or set the ratio of a split to 0 (--split_ratios)"
+        raise SplitError(_impossible(ordered, names, advice))
+    return {session: names[part] for session, part in parts.items()}
+
+
+def assign_folds(
+    sessions: Iterable[SessionCount], n_folds: int = 5, seed: int = 0
+) -> list[dict[str, str]]:
+    """Assign every session to train, val or test, once a fold.
+
+    Groups and balance are those of `assign_splits`. Every session is in test in one fold and in
+    val in the fold before.
+
+    Parameters
+    ----------
+    sessions : iterable of SessionCount
+        One entry a session, in any order.
+    n_folds : int
+        At least 3, so that train is never empty.
+    seed : int
+
+    Returns
+    -------
+    list of dict of str to str, length n_folds
+        Split of each session, in the order of the session ids.
+
+    Raises
+    ------
+    SplitError
+        If the sessions are wrong, or if no partition of whole groups gives every class to every
+        fold; the message then holds the counts.
+    """
+    if n_folds < MIN_FOLDS:
+        raise SplitError(f"{n_folds} folds are too few: train, val and test need {MIN_FOLDS}")
+    ordered = checked_sessions(sessions)
+    parts = _partition(ordered, [1 / n_folds] * n_folds, seed)
+    if parts is None:
+        names = [f"fold {fold}" for fold in range(1, n_folds + 1)]
+        raise SplitError(_impossible(ordered, names, "or ask for fewer folds (--n_folds)"))
+    role = ["test", "val", *["train"] * (n_folds - 2)]
+    return [
+        {session: role[(part - fold) % n_folds] for session, part in parts.items()}
+        for fold in range(n_folds)
+    ]
+
+
+def _partition(
+    ordered: Sequence[SessionCount], shares: Sequence[float], seed: int
+) -> dict[str, int] | None:
+    """Return the part of each session; None where not every part can hold every class."""
     labels = sorted({s.condition for s in ordered})
     groups = sorted({_group(s) for s in ordered})
     row_of = {group: row for row, group in enumerate(groups)}
@@ -115,11 +168,9 @@ def assign_splits(
     trials = np.zeros((len(groups), len(labels)), dtype=np.int64)
     for s in ordered:
         trials[row_of[_group(s)], column_of[s.condition]] += s.n_trials
-    shares = np.array([r for r in ratios if r > 0], dtype=np.float64)
-    parts = partition_groups(["\0".join(group) for group in groups], trials, shares, seed)
-    if parts is None:
-        raise SplitError(_impossible(ordered, labels, names))
-    return {s.session: names[parts[row_of[_group(s)]]] for s in ordered}
+    names = ["\0".join(group) for group in groups]
+    parts = partition_groups(names, trials, np.array(shares, np.float64), seed)
+    return None if parts is None else {s.session: parts[row_of[_group(s)]] for s in ordered}
 
 
 def check_splits(
@@ -202,9 +253,8 @@ def _listed(texts: Sequence[str]) -> str:
     return "; ".join(texts[:_SHOWN]) + (f"; and {more:,} more" if more > 0 else "")
 
 
-def _impossible(
-    sessions: Sequence[SessionCount], labels: Sequence[str], names: Sequence[str]
-) -> str:
+def _impossible(sessions: Sequence[SessionCount], names: Sequence[str], advice: str) -> str:
+    labels = sorted({s.condition for s in sessions})
     holders: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
     for s in sessions:
         if s.n_trials > 0:
@@ -220,7 +270,7 @@ def _impossible(
         f"no split gives every class to each of {', '.join(names)}: {reason}, and "
         f"{len(names)} splits need {len(names)} of each class without cutting a group.\n"
         f"{_counts_table(sessions, sorted(labels, key=lambda c: c not in few), everywhere)}\n"
-        "Add recordings of the scarce class, or set the ratio of a split to 0 (--split_ratios)."
+        f"Add recordings of the scarce class, {advice}."
     )
 
 

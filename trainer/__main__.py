@@ -1,4 +1,4 @@
-"""Command line: ``python -m trainer {train,evaluate,baselines,attention,report}``."""
+"""Command line: ``python -m trainer {train,evaluate,pool,baselines,attention,report}``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ COMMAND --help says more about each.
 COMMANDS = {
     "train": ("training", "train the Temporal 3D ViT on a dataset folder, then evaluate it"),
     "evaluate": ("evaluation", "predictions and metrics of a run's best checkpoint"),
+    "pool": ("pooling", "the test splits of a cross-validation's runs, evaluated as one"),
     "baselines": ("baselines", "simple classifiers on the same splits and units"),
     "attention": ("attention", "where a run's model looks, beside randomised weights"),
     "report": ("report", "one HTML page of one run or several"),

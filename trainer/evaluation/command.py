@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,13 +46,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate a run's best checkpoint as the command line asks."""
-    with process_group() as process, open_run(arguments.run) as folder:
-        config, data = read_run_config(folder.path)
+    with process_group() as process, _open_by_main(arguments.run, process) as folder:
+        config, data = process.broadcast(
+            read_run_config(folder.path) if process.is_main else (Config(), "")
+        )
         dataset = open_dataset(arguments.data or data)
         contents = evaluate_best(folder, dataset, config, process, [arguments.split])
         if process.is_main:
             print_summary(arguments.split, contents[arguments.split])
             print(f"Written to {arguments.run}: predictions/ and metrics/ of {', '.join(contents)}")
+
+
+@contextmanager
+def _open_by_main(url: str, process: Process) -> Iterator[RunFolder]:
+    """Open a run folder in the main process, the only one that reads and writes it."""
+    if not process.is_main:
+        yield RunFolder(url, Path())
+        return
+    with open_run(url) as folder:
+        yield folder
 
 
 def evaluate_best(
@@ -159,7 +172,14 @@ def evaluation_loader(
 
 
 def print_summary(split: str, content: Mapping[str, Any]) -> None:
-    """Print the metrics of a split at each level, with their intervals."""
+    """Print what the best checkpoint reached on a split."""
+    best = content["checkpoint"]
+    title = f"{split}, best epoch {best['epoch']} (step {best['step']:,}), with 95 % intervals:"
+    print_metrics(title, content)
+
+
+def print_metrics(title: str, content: Mapping[str, Any]) -> None:
+    """Print the metrics at each level, with their intervals, and what a reader must know."""
     levels = [level for level in LEVELS if level in content]
     header = ["", *(f"{level} (n={content[level]['n']:,})" for level in levels)]
     rows = [
@@ -167,8 +187,6 @@ def print_summary(split: str, content: Mapping[str, Any]) -> None:
         for name in METRICS
     ]
     rows.append(["p-value", *(_p_value(content[level]["p_value"]) for level in levels)])
-    best = content["checkpoint"]
-    title = f"{split}, best epoch {best['epoch']} (step {best['step']:,}), with 95 % intervals:"
     print_table(title, header, rows)
     for note in content["notes"]:
         print(f"Note: {note}.")

@@ -1,0 +1,91 @@
+"""Split files for cross-validation: every animal is in test once.
+
+One split of a few dozen animals leaves a handful to test on. With folds, each is predicted by a
+model that never saw it, and all of them are evidence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from beam_pipeline.console import print_table
+from beam_pipeline.errors import UsageError
+from beam_pipeline.manifest import write_atomically
+from beam_pipeline.options import add_source_arguments
+from beam_pipeline.plan import count_sessions, usable_sessions
+from beam_pipeline.sources.parquet import ParquetSource
+from beam_pipeline.splits import MIN_FOLDS, SPLITS, SessionCount, assign_folds
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``folds``."""
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="gets fold-1.csv, fold-2.csv, ..."
+    )
+    parser.add_argument(
+        "--n_folds",
+        type=int,
+        default=5,
+        help="models to train, and parts to cut the animals into (default %(default)s)",
+    )
+    parser.add_argument("--split_seed", type=int, default=0, help="(default %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write one splits file a fold, and say what is in them.
+
+    Raises
+    ------
+    SplitError
+        If the animals of a class are fewer than the folds.
+    """
+    if args.n_folds < MIN_FOLDS:
+        raise UsageError(f"--n_folds {args.n_folds}: train, val and test need {MIN_FOLDS}")
+    source = ParquetSource(args.input, args.columns)
+    names = [name for name in ("session", "subject", "condition") if name in source.columns]
+    sessions, _ = usable_sessions(count_sessions(source.read_columns(names)), None)
+    folds = assign_folds(sessions, args.n_folds, args.split_seed)
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for number, split_of in enumerate(folds, 1):
+        write_atomically(output / f"fold-{number}.csv", splits_csv(split_of))
+    _print_folds(sessions, folds)
+    print(
+        f"Written to {output}. For each, preprocess --splits {output / 'fold-N.csv'} and train; "
+        "python -m trainer pool RUN RUN ... then evaluates all animals at once"
+    )
+    return 0
+
+
+def splits_csv(split_of: Mapping[str, str]) -> str:
+    """Return a splits file of sessions, in the order of the splits and then of the ids."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["session", "split"])
+    writer.writerows(sorted(split_of.items(), key=lambda item: (SPLITS.index(item[1]), item[0])))
+    return text.getvalue()
+
+
+def _print_folds(sessions: Sequence[SessionCount], folds: Sequence[Mapping[str, str]]) -> None:
+    classes = sorted({session.condition for session in sessions})
+    rows = []
+    for number, split_of in enumerate(folds, 1):
+        tested = [session for session in sessions if split_of[session.session] == "test"]
+        trials = Counter[str]()
+        for session in tested:
+            trials[session.condition] += session.n_trials
+        subjects = {session.subject for session in tested} - {None}
+        counted = [trials[name] for name in classes]
+        rows.append((f"fold-{number}", *counted, len(tested), len(subjects) or "unknown"))
+    print_table(
+        "Trials in test",
+        ["fold", *classes, "sessions", "subjects"],
+        rows,
+        "val is the next fold's test",
+    )

@@ -1,0 +1,1 @@
+"""``python -m trainer pool``: the folds of a cross-validation as one result."""
