@@ -2,20 +2,26 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from tests import datasets
+from tests import datasets, tables
 from trainer.__main__ import main
 from trainer.baselines import features, linear
-from trainer.baselines.eegnet import fit_eegnet
+from trainer.baselines.command import read_splits
+from trainer.baselines.eegnet import EPOCHS, fit_eegnet
 from trainer.baselines.features import BANDS, TrialFeatures
-from trainer.baselines.fitting import TITLES
+from trainer.baselines.fitting import TITLES, SplitFeatures, fit_baselines
+from trainer.baselines.linear import DEFAULT_PENALTY
+from trainer.config import SequenceConfig
+from trainer.data.dataset_folder import open_dataset
 from trainer.data.shard_reader import Block
 from trainer.evaluation.predictions import read_predictions
 
@@ -116,7 +122,6 @@ def test_logistic_regression_with_the_penalty_that_is_best_on_val(n_classes):
         auc = roc_auc_score(val.label, score[:, 1] if n_classes == 2 else score, multi_class="ovr")
         found[penalty] = auc, model
     fitted = linear.fit_logistic(train, val, seed=0)
-    assert fitted.chosen_on_val
     assert found[fitted.penalty][0] == max(auc for auc, _ in found.values())
     expected = found[fitted.penalty][1].decision_function(scaler.transform(test.features))
     logits = fitted.logits(test.features)
@@ -129,14 +134,6 @@ def test_of_equally_good_penalties_the_strongest_is_taken():
     """One feature: every penalty gives the same order."""
     train, val = (make_split(n_features=1, seed=seed) for seed in range(2))
     assert linear.fit_logistic(train, val, seed=0).penalty == linear.PENALTIES[0]
-
-
-def test_without_a_val_split_that_can_choose_there_is_no_choice():
-    train, val = make_split(), make_split(seed=1)
-    one_class = linear.LabelledFeatures(val.features[::2], val.label[::2])
-    for useless in (None, one_class):
-        fitted = linear.fit_logistic(train, useless, seed=0)
-        assert (fitted.penalty, fitted.chosen_on_val) == (linear.DEFAULT_PENALTY, False)
 
 
 def test_classes_are_weighed_equally():
@@ -260,6 +257,39 @@ def test_predictions_are_of_the_sequences_of_the_test_split(output, dataset):
             assert (np.diff(trial_nums) == 1).all()
 
 
+def relabelled(split: SplitFeatures, labels: NDArray[np.int64]) -> SplitFeatures:
+    return replace(split, trials=replace(split.trials, labels=labels))
+
+
+def test_nothing_is_chosen_by_the_labels_of_the_test_split(dataset):
+    folder = open_dataset(str(dataset))
+    splits = read_splits(folder, SequenceConfig(4), "test")
+    others = splits | {"test": relabelled(splits["test"], 1 - splits["test"].trials.labels)}
+    val_others = splits | {"val": relabelled(splits["val"], 1 - splits["val"].trials.labels)}
+    found, same, changed = (
+        {fit.name: fit for fit in fit_baselines(folder, given, "test", seed=0)}
+        for given in (splits, others, val_others)
+    )
+    for name in TITLES:
+        assert found[name].settings == same[name].settings
+        np.testing.assert_array_equal(found[name].logits, same[name].logits)
+    # With val's labels other choices are made, so those of test would have shown.
+    assert any(found[name].settings != changed[name].settings for name in TITLES)
+    assert found["eegnet"].settings != changed["eegnet"].settings
+
+
+def test_a_val_split_without_a_class_chooses_nothing(dataset):
+    folder = open_dataset(str(dataset))
+    splits = read_splits(folder, SequenceConfig(4), "test")
+    one_class = relabelled(splits["val"], np.zeros_like(splits["val"].trials.labels))
+    for fitted in fit_baselines(folder, splits | {"val": one_class}, "test", seed=0):
+        if fitted.name != "majority":
+            assert fitted.settings["chosen_on"] is None
+        if fitted.name == "eegnet":
+            assert fitted.settings["epoch"] == EPOCHS
+        assert fitted.settings.get("C", DEFAULT_PENALTY) == DEFAULT_PENALTY
+
+
 def test_baseline_spectrum_is_fitted_to_what_the_shards_hold(output, dataset):
     """The same from the raw samples: features of train, scikit-learn, the logits of test."""
     found, _ = read_predictions(output / "predictions/baseline_spectrum.parquet")
@@ -341,3 +371,12 @@ def test_a_dataset_that_leaks_is_refused(dataset, tmp_path, capsys):
 def test_no_dataset(tmp_path, capsys):
     assert main(["baselines", str(tmp_path)]) == 1
     assert "has no dataset.json" in capsys.readouterr().err
+
+
+def test_too_little_data_is_said_in_a_note_and_not_by_a_library(tmp_path, capsys):
+    dataset = datasets.make_dataset(tables.make_table(sessions=12, trials=1), tmp_path)
+    command = ["baselines", str(dataset), "--output", str(tmp_path / "b"), "--sequence.n_trials=1"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "note: some of the fits are ill-posed" in printed.out
+    assert "Warning" not in printed.err

@@ -28,6 +28,13 @@ def test_the_temperature_undoes_overconfidence(factor, n_classes):
     assert fit_temperature(logits, label) == pytest.approx(factor, rel=0.05)
 
 
+def test_one_class_has_no_temperature():
+    """Naming it ever more surely would fit best."""
+    logits, label = overconfident()
+    one = label == 0
+    assert fit_temperature(logits[one], label[one]) is None
+
+
 def test_no_other_temperature_is_better():
     logits, label = overconfident(300)
 
@@ -52,7 +59,9 @@ def test_calibration_lowers_log_loss_and_error_and_changes_no_decision():
 def test_perfect_logits_are_not_sharpened_without_end():
     logits, label = np.array([[-1.0, 1.0], [1.0, -1.0]] * 5), np.array([1, 0] * 5)
     low, high = TEMPERATURES
-    assert low <= fit_temperature(logits, label) < 2 * low
+    sharpest = fit_temperature(logits, label)
+    assert sharpest is not None
+    assert low <= sharpest < 2 * low
     assert fit_temperature(logits, 1 - label) == pytest.approx(high, rel=1e-3)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.special import softmax
-from scipy.stats import mannwhitneyu
+from scipy.stats import binomtest, mannwhitneyu
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
 from trainer.config import EvaluationConfig
@@ -147,6 +147,28 @@ def test_six_perfect_sessions():
     assert content["permutation"]["smallest_p_value"] == 1 / 20
 
 
+def test_a_model_that_always_says_one_class_has_no_sure_numbers():
+    """Every resample of its answers is the same, but other animals might be answered otherwise."""
+    study = make_study(n_subjects=11)
+    label = (np.array([int(name[1:]) for name in study.subject]) >= 8).astype(np.int64)
+    content = evaluate(replace(study, label=label, logits=np.tile([2.0, 0.0], (len(study), 1))))
+    exact = binomtest(8, 11).proportion_ci(0.95, method="exact")
+    for level in ("sequence", "session", "subject"):
+        entries = content[level]
+        assert entries["accuracy"]["value"] == pytest.approx(8 / 11)
+        if level != "session":
+            assert entries["accuracy"]["low"] == pytest.approx(exact.low)
+            assert entries["accuracy"]["high"] == pytest.approx(exact.high)
+        for metric in ("accuracy", "balanced_accuracy", "auc"):
+            assert entries[metric]["low"] + 0.1 < entries[metric]["value"]
+            assert entries[metric]["high"] - 0.1 > entries[metric]["value"]
+        # None of three animals found: by Wilson's interval, the share could be 0.56.
+        wilson = binomtest(0, 3).proportion_ci(0.95, method="wilson").high
+        assert entries["f1"]["low"] == 0.0
+        assert entries["f1"]["high"] == pytest.approx(2 * wilson / (1 + wilson))
+        assert entries["log_loss"]["low"] is None
+
+
 def test_accuracy_of_independent_sessions_has_the_exact_interval():
     label = np.array([0] * 23 + [1] * 9)
     answers = label.copy()
@@ -248,11 +270,12 @@ def test_calibrated_values_stand_beside_the_raw_ones():
 
 
 def test_nothing_differs_from_itself():
+    """And nothing is known of how much it might: no resample shows it."""
     study = make_study()
     found = paired_difference(study, study, CONFIG, 0)
     for level in ("sequence", "session", "subject"):
         for metric in METRICS:
-            assert found[level][metric] == {"value": 0.0, "low": 0.0, "high": 0.0}
+            assert found[level][metric] == {"value": 0.0, "low": None, "high": None}
 
 
 def test_a_paired_difference_is_sharper_than_two_intervals():

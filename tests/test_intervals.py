@@ -10,7 +10,6 @@ from trainer.evaluation.independent_intervals import (
     RATES,
     independent_interval,
     proportion_interval,
-    unanimous_confusion,
 )
 from trainer.evaluation.intervals import bootstrap_interval, bootstrap_weights
 from trainer.evaluation.metrics import compute_metrics, group_sums, weighted_metrics
@@ -179,10 +178,10 @@ def test_auc_interval_is_where_hanley_and_mcneils_error_says_it_is(auc, n_own, n
 
 def test_opposite_results_have_opposite_intervals():
     for metric in ("accuracy", "balanced_accuracy", "auc"):
-        low, high = interval_of(metric, 1.0, unanimous_confusion(1.0, np.array([4, 7])))
-        opposite = interval_of(metric, 0.0, unanimous_confusion(0.0, np.array([4, 7])))
+        low, high = interval_of(metric, 1.0, np.array([[4, 0], [0, 7]]))
+        opposite = interval_of(metric, 0.0, np.array([[0, 4], [7, 0]]))
         assert opposite == pytest.approx((1 - high, 1 - low)), metric
-    assert interval_of("f1", 0.0, unanimous_confusion(0.0, np.array([4, 7])))[0] == 0.0
+    assert interval_of("f1", 0.0, np.array([[0, 4], [7, 0]]))[0] == 0.0
 
 
 @pytest.mark.parametrize("metric", RATES)

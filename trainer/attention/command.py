@@ -202,7 +202,7 @@ def _chosen_batches(
         transient=True,
     )
     for batch in batches:
-        index = torch.where(batch.mask, batch.index, -1).cpu().numpy()
+        index = batch.index.cpu().numpy()
         rows = np.flatnonzero(np.isin(index, chosen))
         for start in range(0, len(rows), size):
             part = rows[start : start + size]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -114,7 +115,9 @@ def run(arguments: argparse.Namespace) -> None:
     }
     missing = missing_baselines(dataset)
     contents: dict[str, dict[str, Any]] = {}
-    with open_run(arguments.output) as folder:
+    # What a library warns of is said once, in the summary.
+    with warnings.catch_warnings(record=True) as caught, open_run(arguments.output) as folder:
+        warnings.simplefilter("default")
         baselines = fit_baselines(dataset, splits, arguments.split, arguments.seed)
         for fitted in track(
             baselines,
@@ -135,6 +138,8 @@ def run(arguments: argparse.Namespace) -> None:
         _write_json(folder.path / "baselines.json", contents)
         _write_json(folder.path / "session_probe.json", probe)
     print_summary(contents, missing, probe)
+    for text in dict.fromkeys(str(warning.message).partition("\n")[0] for warning in caught):
+        print(f"note: some of the fits are ill-posed, with too little data: {text}")
     print(f"All numbers and predictions are in {arguments.output}")
 
 
@@ -266,7 +271,10 @@ def _remarks(
         *(f"left out: {TITLES[name]}: {reason}" for name, reason in missing.items()),
     ]
     if first["calibration"]["temperature"] is None:
-        lines.append("note: no val split: every C is 1 and the net is that of its last epoch")
+        lines.append(
+            "note: val is missing or lacks a class: every C is 1, the net is that of its last "
+            "epoch, and probabilities are not calibrated"
+        )
     if probe is not None:
         lines.append(
             f"session probe: mean/std of one train sequence names its session in "

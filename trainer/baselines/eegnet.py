@@ -111,8 +111,8 @@ def fit_eegnet(
         Of shapes (n_trials_of_split, n_freqs, n_times), (n_sequences, n_trials) and
         (n_sequences,).
     val : the same, optional
-        The epoch with the best AUC of val's sequences is kept (of equal ones the best log loss);
-        without val, or where it lacks a class, the last.
+        Holds every class. The epoch with the best AUC of its sequences is kept (of equal ones the
+        best log loss); without it the last.
     seed : int
         Of weights, order and dropout.
 
@@ -143,7 +143,7 @@ def fit_eegnet(
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-            score = _score(model, val, epoch)
+            score = (float(epoch),) if val is None else _score(model, *val)
             if best is None or score > best[0]:
                 state = {name: value.clone() for name, value in net.state_dict().items()}
                 best = score, epoch + 1, state
@@ -153,16 +153,10 @@ def fit_eegnet(
 
 
 def _score(
-    model: EEGNetModel,
-    val: tuple[NDArray[np.float16], Index, NDArray[np.int64]] | None,
-    epoch: int,
-) -> tuple[float, ...]:
-    if val is not None:
-        pooled, rows, label = val
-        values = compute_metrics(probabilities(model.logits(pooled, rows)), label)
-        if not math.isnan(values["auc"]):
-            return values["auc"], -values["log_loss"]
-    return (float(epoch),)
+    model: EEGNetModel, pooled: NDArray[np.float16], rows: Index, label: NDArray[np.int64]
+) -> tuple[float, float]:
+    values = compute_metrics(probabilities(model.logits(pooled, rows)), label)
+    return values["auc"], -values["log_loss"]
 
 
 def _moments(

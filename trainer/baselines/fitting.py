@@ -94,6 +94,9 @@ def fit_baselines(
     """
     n_classes = len(folder.classes)
     train, val, test = splits["train"], splits.get("val"), splits[judged]
+    # What lacks a class has no AUC to choose by.
+    tuning = val if val is not None and len(np.unique(val.label)) == n_classes else None
+    chosen_on = "val" if tuning else None
 
     def prior(split: SplitFeatures) -> NDArray[np.float64]:
         return linear.prior_logits(train.label, n_classes, len(split.label))
@@ -105,7 +108,7 @@ def fit_baselines(
             continue
         model = linear.fit_logistic(
             linear.LabelledFeatures(values["train"], train.label),
-            linear.LabelledFeatures(values["val"], val.label) if val else None,
+            linear.LabelledFeatures(values["val"], tuning.label) if tuning else None,
             seed,
             pca=name == "pca",
         )
@@ -116,15 +119,15 @@ def fit_baselines(
             {
                 "n_features": values["train"].shape[1],
                 "C": model.penalty,
-                "chosen_on": "val" if model.chosen_on_val else None,
+                "chosen_on": chosen_on,
             },
         )
-    net, epoch = fit_eegnet(_pooled(train), _pooled(val) if val else None, seed)
+    net, epoch = fit_eegnet(_pooled(train), _pooled(tuning) if tuning else None, seed)
     yield FittedBaseline(
         "eegnet",
         net.logits(*_pooled(test)[:2]),
         net.logits(*_pooled(val)[:2]) if val else None,
-        {"epoch": epoch, "chosen_on": "val" if val else None},
+        {"epoch": epoch, "chosen_on": chosen_on},
     )
 
 

@@ -51,13 +51,10 @@ class LogisticModel:
     pipeline : sklearn.pipeline.Pipeline
     penalty : float
         Inverse strength of the penalty, scikit-learn's C.
-    chosen_on_val : bool
-        Whether val chose it; else it is `DEFAULT_PENALTY`.
     """
 
     pipeline: Pipeline
     penalty: float
-    chosen_on_val: bool
 
     def logits(self, features: Floats) -> Floats:
         """Return logits, float64 (n_sequences, n_classes)."""
@@ -76,9 +73,9 @@ def fit_logistic(
     train : LabelledFeatures
         Holds every class.
     val : LabelledFeatures, optional
-        The penalty with the highest AUC of val's sequences is taken, the strongest of equal ones.
-        Not that of sessions: a few sessions have but a few AUCs. Where val lacks a class or is
-        not there, `DEFAULT_PENALTY` is taken.
+        Holds every class. The penalty with the highest AUC of its sequences is taken, the strongest
+        of equal ones. Not that of sessions: a few sessions have but a few AUCs. Without val,
+        `DEFAULT_PENALTY` is taken.
     seed : int
         Of scikit-learn's solvers.
     pca : bool
@@ -98,14 +95,14 @@ def fit_logistic(
         )
         return make_pipeline(reduce, model.fit(reduced, train.label))
 
-    if val is None or len(np.unique(val.label)) <= train.label.max():
-        return LogisticModel(fit(DEFAULT_PENALTY), DEFAULT_PENALTY, chosen_on_val=False)
+    if val is None:
+        return LogisticModel(fit(DEFAULT_PENALTY), DEFAULT_PENALTY)
     best, best_auc = None, -math.inf
     for penalty in PENALTIES:
         pipeline = fit(penalty)
         auc = _auc(decision_logits(pipeline, val.features), val.label)
         if auc > best_auc:
-            best, best_auc = LogisticModel(pipeline, penalty, chosen_on_val=True), auc
+            best, best_auc = LogisticModel(pipeline, penalty), auc
     assert best is not None
     return best
 

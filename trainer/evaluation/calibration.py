@@ -18,7 +18,7 @@ from trainer.evaluation.metrics import N_BINS, confidence_bins
 TEMPERATURES = (0.05, 20.0)
 
 
-def fit_temperature(logits: NDArray[np.float64], label: NDArray[np.int64]) -> float:
+def fit_temperature(logits: NDArray[np.float64], label: NDArray[np.int64]) -> float | None:
     """Return the temperature T at which softmax(logits / T) has the least log loss.
 
     One number, fitted on val, changes no order and so no accuracy and no AUC of sequences (Guo et
@@ -32,9 +32,11 @@ def fit_temperature(logits: NDArray[np.float64], label: NDArray[np.int64]) -> fl
 
     Returns
     -------
-    float
-        Within `TEMPERATURES`.
+    float or None
+        Within `TEMPERATURES`. None where a class is missing: one answer for all would fit best.
     """
+    if len(np.unique(label)) < logits.shape[1]:
+        return None
     true = np.take_along_axis(logits, label[:, None], axis=1)[:, 0]
 
     def log_loss(log_temperature: float) -> float:

@@ -30,6 +30,7 @@ from trainer.run_folder import RunFolder, open_run, write_atomically
 from trainer.trained_model import TrainedModel, build_model, read_best, read_run_config
 
 SPLITS = ("val", "test", "train")
+NO_TEMPERATURE = "val lacks a class, so no temperature was fitted: probabilities are as they came"
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pyarrow", "webdataset")
 
 
@@ -129,6 +130,8 @@ def evaluate_best(
             temperature,
             _metadata(trained, dataset, split),
         )
+        if with_val and temperature is None:
+            contents[split]["notes"].append(NO_TEMPERATURE)
         write_predictions(
             folder.path / f"predictions/{split}.parquet", predictions, dataset.classes
         )

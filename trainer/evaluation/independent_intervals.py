@@ -53,21 +53,28 @@ def independent_interval(
         smallest = int(n[1] if binary else n.min())
         return auc_interval(value, smallest, int(n.sum()) - smallest)
     if binary:
-        return f1_interval(int(right[1]), int(confusion.sum() - confusion[0, 0]))
+        n_relevant = int(confusion.sum() - confusion[0, 0])
+        return f1_interval(int(right[1]), n_relevant) if n_relevant else None
     return proportion_interval(int(right.sum()), int(n.sum()))
 
 
-def unanimous_confusion(value: float, class_sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the confusion matrix of groups that are all right (value 1) or all wrong (0).
+def group_confusion(confusion: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return how many groups there are by true class and by the class most often predicted.
 
     Parameters
     ----------
-    value : float
-    class_sizes : int64 array of shape (n_classes,)
-        Groups of each class.
+    confusion : float64 array of shape (n_groups, n_classes, n_classes)
+        Units of each group by true and predicted class. A group that holds several classes counts
+        once for each.
+
+    Returns
+    -------
+    int64 array of shape (n_classes, n_classes)
     """
-    right = np.diag(class_sizes)
-    return right if value == 1.0 else np.roll(right, 1, axis=1)
+    held = confusion.sum(axis=2) > 0
+    answer = confusion.argmax(axis=2)[..., None] == np.arange(confusion.shape[2])
+    counts: NDArray[np.int64] = np.count_nonzero(held[..., None] & answer, axis=0)
+    return counts
 
 
 def proportion_interval(n_right: int, n: int) -> Interval:

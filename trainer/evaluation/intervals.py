@@ -14,6 +14,8 @@ from scipy.special import expit, logit
 CONFIDENCE = 0.95
 #: With fewer groups a class, a note says how little an interval can know.
 FEW_GROUPS = 5
+#: Relative; sums of other orders differ by less.
+ROUNDING = 1e-9
 
 #: Where a number can lie, and so on which scale its errors are about symmetric: in (0, 1), above
 #: 0, or anywhere.
@@ -26,6 +28,12 @@ class Interval:
 
     low: float | None
     high: float | None
+
+    def including(self, value: float) -> Interval:
+        """Return the interval widened, where it has bounds, to hold a value."""
+        if self.low is None or self.high is None:
+            return self
+        return Interval(min(self.low, value), max(self.high, value))
 
 
 def bootstrap_weights(
@@ -56,6 +64,12 @@ def bootstrap_weights(
     return weights
 
 
+def all_alike(samples: NDArray[np.float64]) -> bool:
+    """Return whether resamples differ by no more than rounding; NaN counts as nothing."""
+    known = samples[~np.isnan(samples)]
+    return not len(known) or float(np.ptp(known)) <= ROUNDING * float(np.abs(known).max())
+
+
 def bootstrap_interval(
     value: float, samples: NDArray[np.float64], strata: NDArray[np.int64], scale: Scale
 ) -> Interval:
@@ -79,10 +93,15 @@ def bootstrap_interval(
     strata : int64 array of shape (n_groups,)
         A stratum of one group gives no interval: nothing then says how much groups differ.
     scale : {"logit", "log", "linear"}
+
+    Returns
+    -------
+    Interval
+        Without bounds where all resamples are alike: they are blind then rather than sure.
     """
     sizes = np.unique(strata, return_counts=True)[1]
     samples = samples[~np.isnan(samples)]
-    if sizes.min() < 2 or math.isnan(value) or not len(samples):
+    if sizes.min() < 2 or math.isnan(value) or all_alike(samples):
         return Interval(None, None)
     n, freedom = len(strata), len(strata) - len(sizes)
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))

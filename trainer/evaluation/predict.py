@@ -45,7 +45,7 @@ def predict(
         advance(done)
         with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=bfloat16):
             parts.append(model(batch.x.float()).double())
-        places.append(torch.where(batch.mask, batch.index, -1).to(parts[-1].device))
+        places.append(batch.index.to(parts[-1].device))
     logits = process.gather(torch.cat(parts)).flatten(0, 1).cpu().numpy()
     index = process.gather(torch.cat(places)).flatten().cpu().numpy()
     logits, index = logits[index >= 0], index[index >= 0]

@@ -13,13 +13,14 @@ from trainer.config import EvaluationConfig
 from trainer.evaluation.calibration import ReliabilityCurve, reliability_curve
 from trainer.evaluation.independent_intervals import (
     RATES,
+    group_confusion,
     independent_interval,
-    unanimous_confusion,
 )
 from trainer.evaluation.intervals import (
     FEW_GROUPS,
     Interval,
     Scale,
+    all_alike,
     bootstrap_interval,
     bootstrap_weights,
 )
@@ -167,10 +168,10 @@ def _level_content(
         if metric in RATES and not math.isnan(value):
             if level.independent:
                 interval = independent_interval(metric, value, confusion)
-            elif value in (0.0, 1.0):
-                # No resample differs: each group counts as one observation.
-                of_groups = unanimous_confusion(value, design.class_sizes(len(classes)))
-                interval = independent_interval(metric, value, of_groups)
+            elif all_alike(samples):
+                # What resamples cannot see: each group counts as one observation.
+                found = independent_interval(metric, value, group_confusion(sums.confusion))
+                interval = found and found.including(value)
         if interval is None:
             interval = bootstrap_interval(value, samples, design.strata, _scale(metric))
         content[metric] = _entry(value, interval)

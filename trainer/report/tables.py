@@ -151,8 +151,7 @@ def metric_cell(
     if value is None:
         return Cell("undefined")
     interval = ""
-    # Resamples that are all alike are blind rather than sure.
-    if low is not None and high is not None and low < high:
+    if low is not None and high is not None:
         # A dash would look like a minus before signed numbers.
         dash = " to " if sign else "–"  # noqa: RUF001
         interval = f"{low:{sign}.2f}{dash}{high:{sign}.2f}"

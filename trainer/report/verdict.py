@@ -56,9 +56,7 @@ class Score:
         entry = content.get(level, {}).get(metric)
         if entry is None or entry["value"] is None:
             return None
-        low, high = entry["low"], entry["high"]
-        # Resamples that are all alike are blind rather than sure.
-        return cls(entry["value"], *((None, None) if low == high else (low, high)))
+        return cls(entry["value"], entry["low"], entry["high"])
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
