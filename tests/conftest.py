@@ -1,0 +1,38 @@
+"""Servers on loopback that stand in for Google's, and the variables that lead clients to them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers.gcs import GcsServer
+from tests.servers.metadata import PROJECT, MetadataServer
+
+_metadata = MetadataServer()
+# google.auth reads them once, when a test module first imports it.
+os.environ.update(_metadata.environment)
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[GcsServer]:
+    """One server for all tests, so that clients cached by a process stay good."""
+    server = GcsServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def gcs(gcs_server: GcsServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[GcsServer]:
+    """Cloud Storage on loopback with one empty bucket, ``gs://lab``, where all clients go."""
+    gcs_server.reset()
+    gcs_server.create_bucket("lab")
+    for name, value in {**gcs_server.environment, "GOOGLE_CLOUD_PROJECT": PROJECT}.items():
+        monkeypatch.setenv(name, value)
+    yield gcs_server
+    gcs_server.reset()
+    if "gcsfs" in sys.modules:
+        # It remembers listings.
+        sys.modules["gcsfs"].GCSFileSystem.clear_instance_cache()
