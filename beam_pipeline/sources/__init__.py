@@ -31,7 +31,7 @@ class TraceSource(Protocol):
     sample_dtype: str
     #: Mean size of a row in memory, in bytes, to decide how many are read at once.
     row_bytes: float
-    #: Time at which the table was read, where a table changes under the reader (BigQuery).
+    #: Time for which the table was read, where a table changes under the reader (BigQuery).
     snapshot_time: str | None
 
     def splits(self, desired: int) -> Sequence[Any]:
@@ -45,6 +45,9 @@ class TraceSource(Protocol):
 
     def identity(self) -> list[Any]:
         """Return what changes when the table does, as JSON data, without reading it all."""
+
+    def selection(self) -> dict[str, Any]:
+        """Return the flags that say which rows are read, as JSON data; none for files."""
 
 
 def _is_id(data_type: pa.DataType) -> bool:

@@ -1,17 +1,15 @@
-"""Trace tables in Parquet: one file, a folder, or a glob."""
+"""Trace tables in Parquet: one file, a folder, or a glob, on this machine or on gs://."""
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from beam_pipeline.gcs_client import in_parallel
 from beam_pipeline.sources import (
     COLUMNS,
     TEXT_COLUMNS,
@@ -19,10 +17,9 @@ from beam_pipeline.sources import (
     match_columns,
     null_columns,
 )
+from beam_pipeline.sources.parquet_files import TableFile, find_files
 from beam_pipeline.traces import fits_float32
 
-#: With a buffer, Parquet pages are streamed; without, a whole column chunk is held in memory.
-READ_BUFFER_BYTES = 1 << 20
 MAX_PIECES_OF_ROW_GROUP = 4
 
 
@@ -38,12 +35,16 @@ class ParquetSplit:
 
 @dataclass(frozen=True)
 class _File:
-    path: str
+    file: TableFile
     columns: dict[str, str]
     null_columns: frozenset[str]
     fits_float32: bool
     row_group_rows: tuple[int, ...]
     n_bytes: int
+
+    @property
+    def path(self) -> str:
+        return self.file.path
 
 
 class ParquetSource:
@@ -52,7 +53,8 @@ class ParquetSource:
     Parameters
     ----------
     uri : str
-        A file, a folder (searched for ``*.parquet``, hidden names left out) or a glob.
+        A file, a folder (searched for ``*.parquet``, hidden names left out) or a glob, on this
+        machine or on gs://.
     names : mapping, optional
         {contract name: column} for columns that are called otherwise.
 
@@ -67,7 +69,11 @@ class ParquetSource:
 
     def __init__(self, uri: str, names: Mapping[str, str] | None = None) -> None:
         self.uri = uri
-        self._files = [_inspect(path, names or {}) for path in _find(uri)]
+        files = find_files(uri)
+        if files[0].state is None:
+            self._files = [_inspect(file, names or {}) for file in files]
+        else:
+            self._files = in_parallel(lambda file: _inspect(file, names or {}), files)
         self.columns = _common_columns(self._files)
         self.n_rows = sum(sum(file.row_group_rows) for file in self._files)
         exact = all(file.fits_float32 for file in self._files)
@@ -97,10 +103,10 @@ class ParquetSource:
 
     def read(self, split: ParquetSplit, batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a piece as record batches of the contract's columns."""
-        columns = next(file.columns for file in self._files if file.path == split.path)
-        position = 0
-        with pq.ParquetFile(split.path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False) as file:
-            batches = file.iter_batches(
+        file = next(file for file in self._files if file.path == split.path)
+        columns, position = file.columns, 0
+        with file.file.open(stream=True) as parquet:
+            batches = parquet.iter_batches(
                 batch_rows, [split.row_group], list(columns.values()), use_threads=False
             )
             for batch in batches:
@@ -117,7 +123,7 @@ class ParquetSource:
         tables = []
         for file in self._files:
             present = [name for name in names if name in file.columns]
-            with pq.ParquetFile(file.path) as parquet:
+            with file.file.open() as parquet:
                 table = parquet.read([file.columns[name] for name in present])
             columns = {name: table.column(file.columns[name]) for name in present}
             # Files may differ in whether an id is a number.
@@ -128,10 +134,12 @@ class ParquetSource:
         return pa.concat_tables(tables, promote_options="permissive")
 
     def identity(self) -> list[Any]:
-        """Return absolute path, size and modification time of every file."""
-        paths = [Path(file.path).resolve() for file in self._files]
-        stats = [(path, path.stat()) for path in paths]
-        return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        """Return path, size and modification time of every file, or generation of an object."""
+        return [file.file.identity() for file in self._files]
+
+    def selection(self) -> dict[str, Any]:
+        """Return nothing: files are read as a whole."""
+        return {}
 
     def _fit(self, batch: pa.RecordBatch, columns: Mapping[str, str]) -> pa.RecordBatch:
         """Name a file's columns as the contract does; those that it has no values of are null."""
@@ -160,43 +168,18 @@ def _common_columns(files: Sequence[_File]) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS if name in holder)
 
 
-def _find(uri: str) -> list[str]:
-    path = Path(uri)
-    if path.is_dir():
-        found = sorted(
-            str(file)
-            for file in path.rglob("*.parquet")
-            # Other engines write hidden and underscore files beside the data, and tables as folders
-            # that are called *.parquet themselves.
-            if file.is_file() and not any(part[0] in "._" for part in file.relative_to(path).parts)
-        )
-        missing = f"{uri}: the folder has no *.parquet file"
-    elif glob.has_magic(uri) and not path.is_file():
-        found = sorted(
-            name
-            for name in glob.glob(uri, recursive=True)  # noqa: PTH207 (takes absolute patterns)
-            if Path(name).is_file()
-        )
-        missing = f"{uri}: no file matches"
-    else:
-        found = [uri] if path.is_file() else []
-        missing = f"{uri}: no such file or folder"
-    if not found:
-        raise SourceError(missing)
-    return found
-
-
-def _inspect(path: str, names: Mapping[str, str]) -> _File:
+def _inspect(file: TableFile, names: Mapping[str, str]) -> _File:
+    path = file.path
     try:
-        with pq.ParquetFile(path) as file:
-            schema, metadata = file.schema_arrow, file.metadata
+        with file.open() as parquet:
+            schema, metadata = parquet.schema_arrow, parquet.metadata
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise SourceError(f"{path}: not a readable Parquet file ({reason})") from error
     row_groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     columns = match_columns(schema, names, path)
     return _File(
-        path,
+        file,
         columns,
         null_columns(schema, names),
         fits_float32(schema.field(columns["trace"]).type),
