@@ -34,4 +34,10 @@ if (($# == 0)); then
   "$python" -m beam_pipeline sample --output out/sample
   set -- --input out/sample --output out/dataset
 fi
+# On Dataflow, names in cloud/cloud.env (docs/cloud.md) stand for flags that are not given.
+if [[ "$*" =~ --runner[=\ ]Dataflow ]]; then
+  # shellcheck source=cloud/read_env.sh
+  . "$root/cloud/read_env.sh"
+  read_env
+fi
 exec "$python" -m beam_pipeline preprocess "$@"

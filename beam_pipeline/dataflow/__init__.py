@@ -1,0 +1,1 @@
+"""The preprocessing job on Google Cloud Dataflow: checked, packed, submitted and followed."""

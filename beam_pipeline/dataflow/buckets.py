@@ -1,0 +1,101 @@
+"""Whether the buckets of a job are there, and let this account do what the launcher must.
+
+A missing staging bucket would otherwise show after minutes of Beam's retries, a missing right in
+the middle of the job. What the workers' service account may do cannot be asked from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from apache_beam.io.gcp.gcsio import create_storage_client
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound, Unauthorized
+from google.auth.exceptions import GoogleAuthError
+
+READ = ("storage.objects.get", "storage.objects.list")
+WRITE = (*READ, "storage.objects.create", "storage.objects.delete")
+#: Beam looks at the bucket itself before it stages a file.
+STAGE = (*WRITE, "storage.buckets.get")
+
+
+class BucketError(RuntimeError):
+    """A bucket is missing, or out of reach; the message says which and what to do."""
+
+
+def check_buckets(options: PipelineOptions, input: str, output: str) -> list[str]:
+    """Check every bucket that a job touches.
+
+    Parameters
+    ----------
+    options : PipelineOptions
+        Of the job, completed.
+    input, output : str
+        The table and the dataset folder.
+
+    Returns
+    -------
+    list of str
+        Notes on what works, but costs.
+
+    Raises
+    ------
+    BucketError
+        If one is missing or a right is; all that is found is said.
+    """
+    cloud = options.view_as(GoogleCloudOptions)
+    places = {
+        "--output": (output, WRITE),
+        "--temp_location": (cloud.temp_location, STAGE),
+        "--staging_location": (cloud.staging_location, STAGE),
+    }
+    if input.startswith("gs://"):
+        places["--input"] = (input, READ)
+    try:
+        client = create_storage_client(options, not cloud.no_auth)
+        problems = list(_problems(client, places))
+    except GoogleAuthError as error:
+        raise BucketError(
+            f"no Google credentials ({error}); run 'gcloud auth application-default login'"
+        ) from error
+    if problems:
+        raise BucketError("; ".join(problems))
+    staging = bucket_of(cloud.staging_location)
+    location = client.get_bucket(staging).location
+    return list(location_notes(staging, location, cloud.region))
+
+
+def bucket_of(url: str) -> str:
+    """Return the bucket of a gs:// URL."""
+    return url.removeprefix("gs://").partition("/")[0]
+
+
+def location_notes(bucket: str, location: str, region: str) -> Iterator[str]:
+    """Yield a note if a bucket is not where the workers are: its traffic would be billed.
+
+    A multi-region (``EU``) is named by the beginning of its regions; a dual region is left alone.
+    """
+    if "-" in location and location.lower() != region.lower():
+        yield (
+            f"gs://{bucket} is in {location.lower()}, the workers in {region}: traffic between "
+            f"them is slower and billed; --region {location.lower()} avoids it"
+        )
+
+
+def _problems(client: Any, places: Mapping[str, tuple[str, Iterable[str]]]) -> Iterator[str]:
+    for flag, (url, needed) in places.items():
+        bucket = bucket_of(url)
+        where = f"{flag} {url}"
+        try:
+            granted = client.bucket(bucket).test_iam_permissions(list(needed))
+        except NotFound:
+            yield f"{where}: there is no bucket gs://{bucket}"
+        except (Forbidden, Unauthorized) as error:
+            yield f"{where}: gs://{bucket} is out of reach ({error.message})"
+        except GoogleAPICallError as error:
+            yield f"{where}: gs://{bucket} cannot be asked ({error.message})"
+        else:
+            missing = [name for name in needed if name not in granted]
+            if missing:
+                yield f"{where}: this account lacks {', '.join(missing)} on gs://{bucket}"
