@@ -58,8 +58,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
     """Return a Markdown table; integers get thousands separators."""
     lines = [f"| {' | '.join(header)} |", f"| {' | '.join('---' for _ in header)} |"]
     for row in rows:
-        cells = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        texts = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
+        # A query may hold both.
+        cells = (text.replace("|", "\\|").replace("\n", " ") for text in texts)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

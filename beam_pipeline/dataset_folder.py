@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from beam_pipeline.card import PICTURE, dataset_card, mean_spectrograms_png
+from beam_pipeline.installation import CONTENTS
 from beam_pipeline.layout import (
     CONTENT_MODULUS,
     Normalization,
@@ -38,19 +35,8 @@ from beam_pipeline.shards import ShardInfo, shards_of, wids_index
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.splits import SPLITS
+from beam_pipeline.storage import AnyPath, file_sizes
 from beam_pipeline.work_folder import WorkFolder
-
-#: What a dataset folder consists of, besides its manifest.
-CONTENTS = (
-    STATS,
-    SESSIONS,
-    *SPLITS,
-    *(f"{split}.json" for split in SPLITS),
-    "rejects",
-    "README.md",
-    PICTURE,
-    RUN,
-)
 
 
 class IncompleteDatasetError(RuntimeError):
@@ -61,30 +47,8 @@ class DatasetExistsError(RuntimeError):
     """The output folder holds something that must not be lost."""
 
 
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Keep other runs out of an output folder; a killed run's lock goes with it.
-
-    Raises
-    ------
-    DatasetExistsError
-        If another run holds the folder, or it is no folder.
-    """
-    if output.exists() and not output.is_dir():
-        raise DatasetExistsError(f"{output} is a file; --output needs a folder")
-    output.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise DatasetExistsError(f"another run is writing to {output}; wait for its end") from error
-    finally:
-        os.close(descriptor)
-
-
 def existing_dataset(
-    source: TraceSource, options: DatasetOptions, output: Path, overwrite: bool
+    source: TraceSource, options: DatasetOptions, output: AnyPath, overwrite: bool
 ) -> Manifest | None:
     """Return the manifest if `output` already holds this dataset; None if the way is free.
 
@@ -114,7 +78,7 @@ def existing_dataset(
 
 
 def _difference(
-    manifest: Manifest, source: TraceSource, options: DatasetOptions, output: Path
+    manifest: Manifest, source: TraceSource, options: DatasetOptions, output: AnyPath
 ) -> str | None:
     """Say in what a dataset is not the one that is asked for; None if it is."""
     if manifest.fingerprint != options.fingerprint():
@@ -129,7 +93,7 @@ def _difference(
     return None
 
 
-def _check_foreign(output: Path) -> None:
+def _check_foreign(output: AnyPath) -> None:
     """Refuse a folder with anything in it that no run of ours has put there."""
     interrupted = any(work.installing.exists() for work in WorkFolder.leftovers(output))
     ours = set(CONTENTS) if interrupted else set()
@@ -143,7 +107,7 @@ def _check_foreign(output: Path) -> None:
         )
 
 
-def _input_identity(output: Path) -> list[Any] | None:
+def _input_identity(output: AnyPath) -> list[Any] | None:
     try:
         identity = json.loads((output / RUN).read_text())["input_identity"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -151,13 +115,11 @@ def _input_identity(output: Path) -> list[Any] | None:
     return identity if isinstance(identity, list) else None
 
 
-def _is_whole(output: Path, manifest: Manifest) -> bool:
+def _is_whole(output: AnyPath, manifest: Manifest) -> bool:
     sizes = {path: entry["bytes"] for path, entry in manifest.files.items()}
     sizes |= {shard["path"]: shard["bytes"] for shard in manifest.shards}
-    return all(
-        (output / path).is_file() and (output / path).stat().st_size == size
-        for path, size in sizes.items()
-    )
+    found = file_sizes(output)
+    return all(found.get(path) == size for path, size in sizes.items())
 
 
 def check_complete(manifest: Manifest) -> None:
@@ -203,8 +165,19 @@ def describe(
     spectrogram: Spectrogram,
     work: WorkFolder,
 ) -> Manifest:
-    """Write everything beside the shards into the work folder and return the manifest."""
-    folder = work.dataset
+    """Write everything beside the shards into the work folder and return the manifest.
+
+    Parameters
+    ----------
+    source : TraceSource
+    options : DatasetOptions
+    spectrogram : Spectrogram
+    work : WorkFolder
+        On this machine's disk: see `WorkFolder.fetch`.
+    """
+    folder, rejects, pictures = (
+        Path(work.path, *parts) for parts in (("dataset",), ("dataset", "rejects"), ("pictures",))
+    )
     summaries, table = read_summaries(folder / SESSIONS)
     rows = table.to_pylist()
     shards = [ShardInfo(**shard) for shard in json.loads(work.shards.read_text())]
@@ -228,7 +201,7 @@ def describe(
         splits=split_manifests(shards, rows, classes),
         rejects={
             path.stem: len(path.read_text().splitlines())
-            for path in sorted(work.rejects.glob("*.jsonl"))
+            for path in sorted(rejects.glob("*.jsonl"))
         },
         values_clipped=sum(shard.values_clipped for shard in shards),
         files={},
@@ -236,7 +209,7 @@ def describe(
     )
     check_complete(manifest)
     (folder / "README.md").write_text(dataset_card(manifest))
-    (folder / PICTURE).write_bytes(mean_spectrograms_png(work.pictures, manifest))
+    (folder / PICTURE).write_bytes(mean_spectrograms_png(pictures, manifest))
     described = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     manifest.files.update(
         {
@@ -283,36 +256,3 @@ def describe_source(source: TraceSource, summaries: Sequence[SessionSummary]) ->
         "rows": source.n_rows,
         "snapshot_time": source.snapshot_time,
     }
-
-
-def install(work: WorkFolder, manifest: Manifest, output: Path) -> None:
-    """Move a finished dataset into place; its manifest appears last.
-
-    All is on the disk before the first file moves, so that not even a power cut leaves a manifest
-    beside a file that is not whole.
-    """
-    (work.dataset / MANIFEST).write_text(manifest.to_json())
-    _flush(work.dataset)
-    work.installing.touch()
-    (output / MANIFEST).unlink(missing_ok=True)
-    for name in CONTENTS:
-        old = output / name
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink(missing_ok=True)
-        (work.dataset / name).rename(old)
-    _flush(output, recursive=False)
-    (work.dataset / MANIFEST).rename(output / MANIFEST)
-    _flush(output, recursive=False)
-    work.remove()
-
-
-def _flush(folder: Path, recursive: bool = True) -> None:
-    """Have the disk keep a folder's entries, and with `recursive` everything below it."""
-    for path in [*(folder.rglob("*") if recursive else ()), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

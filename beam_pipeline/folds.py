@@ -11,15 +11,14 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from beam_pipeline.console import print_table
 from beam_pipeline.errors import UsageError
-from beam_pipeline.manifest import write_atomically
-from beam_pipeline.options import add_source_arguments
+from beam_pipeline.locations import locate
+from beam_pipeline.options import add_source_arguments, open_source
 from beam_pipeline.plan import count_sessions, usable_sessions
-from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.splits import MIN_FOLDS, SPLITS, SessionCount, assign_folds
+from beam_pipeline.storage import write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.n_folds < MIN_FOLDS:
         raise UsageError(f"--n_folds {args.n_folds}: train, val and test need {MIN_FOLDS}")
-    source = ParquetSource(args.input, args.columns)
+    source = open_source(args)
     names = [name for name in ("session", "subject", "condition") if name in source.columns]
     sessions, _ = usable_sessions(count_sessions(source.read_columns(names)), None)
     folds = assign_folds(sessions, args.n_folds, args.split_seed)
-    output = Path(args.output)
+    output = locate(args.output)
     output.mkdir(parents=True, exist_ok=True)
     for number, split_of in enumerate(folds, 1):
         write_atomically(output / f"fold-{number}.csv", splits_csv(split_of))
@@ -68,7 +67,8 @@ def splits_csv(split_of: Mapping[str, str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["session", "split"])
-    writer.writerows(sorted(split_of.items(), key=lambda item: (SPLITS.index(item[1]), item[0])))
+    ordered = sorted(split_of.items(), key=lambda item: (SPLITS.index(item[1]), item[0]))
+    writer.writerows(ordered)
     return text.getvalue()
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from beam_pipeline import __version__
 from beam_pipeline.shards import ShardInfo, manifest_entry, shards_of
 from beam_pipeline.splits import SPLITS
+from beam_pipeline.storage import AnyPath
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
@@ -102,7 +101,7 @@ def parse_manifest(text: str) -> Manifest:
     return Manifest(splits=splits, **content)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: AnyPath) -> Manifest:
     """Read the manifest of a dataset folder.
 
     Raises
@@ -161,18 +160,8 @@ def package_versions() -> dict[str, str]:
     }
 
 
-def file_digest(path: Path) -> dict[str, Any]:
+def file_digest(path: AnyPath) -> dict[str, Any]:
     """Return ``{"bytes": ..., "sha256": ...}`` of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+        return {"bytes": file.tell(), "sha256": digest}

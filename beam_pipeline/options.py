@@ -7,11 +7,13 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from typing import Any
 
 from beam_pipeline.errors import UsageError
 from beam_pipeline.sources import SourceError, TraceSource, parse_column_names
+from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.spectrogram_options import (
     BASELINE_MODES,
@@ -55,6 +57,8 @@ class DatasetOptions:
     block_trials: int = 32
     shard_mb: float = 64.0
     num_shards: int | None = None
+    #: What says which rows of a table are read, under its flags' names; nothing for files.
+    selection: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check what needs no table."""
@@ -78,7 +82,7 @@ class DatasetOptions:
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON data, flat, under the names of their flags."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values |= asdict(values.pop("spectrogram"))
+        values |= asdict(values.pop("spectrogram")) | values.pop("selection")
         splits = values.pop("splits")
         values["splits"] = (
             None
@@ -120,6 +124,18 @@ def _columns(text: str) -> dict[str, str]:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no time like 2026-11-20T12:00:00Z") from error
+    if time.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text} has no time zone; add Z for UTC")
+    if time > datetime.now(UTC):
+        raise argparse.ArgumentTypeError(f"{text} is in the future")
+    return time
+
+
 def _at_least(kind: type[int] | type[float], low: float, high: float = float("inf")) -> Any:
     def parse(text: str) -> float:
         value = kind(text)
@@ -139,7 +155,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         required=True,
         metavar="PATH",
-        help="Parquet file, folder of Parquet files, or quoted glob",
+        help="Parquet file, folder of Parquet files, or quoted glob; or a table of BigQuery, "
+        "bq://PROJECT.DATASET.TABLE",
     )
     group.add_argument(
         "--columns",
@@ -160,6 +177,68 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="stimulus onset in seconds from the start of the trace, for rows that state none",
     )
+    _add_bigquery_arguments(parser)
+
+
+def _add_bigquery_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "BigQuery",
+        "Reading is billed to the project of GOOGLE_CLOUD_PROJECT, or else to the table's own.",
+    )
+    group.add_argument(
+        "--row_restriction",
+        metavar="SQL",
+        help="read the rows that meet this condition, e.g. \"session != 's07' AND trial_num < 90\"",
+    )
+    group.add_argument(
+        "--snapshot_time",
+        type=_time,
+        metavar="TIME",
+        help="read the table as it was then, e.g. 2026-11-20T12:00:00Z (default: as it is)",
+    )
+    group.add_argument(
+        "--bq_query",
+        metavar="SQL",
+        help="read the result of this SELECT, which is put into a table that expires after a day, "
+        "in the dataset --input bq://PROJECT.DATASET",
+    )
+    group.add_argument(
+        "--bigquery_endpoint",
+        metavar="HOST:PORT",
+        help="another Storage Read API than Google's; on loopback plain text, and no credentials "
+        "are looked for",
+    )
+
+
+def open_source(args: argparse.Namespace) -> TraceSource:
+    """Return the table that the flags of `add_source_arguments` name.
+
+    Raises
+    ------
+    UsageError
+        If flags contradict each other.
+    SourceError
+        If it cannot be read.
+    """
+    if not args.input.startswith("bq://"):
+        for flag in ("row_restriction", "snapshot_time", "bq_query", "bigquery_endpoint"):
+            if getattr(args, flag) is not None:
+                raise UsageError(f"--{flag} is for --input bq://..., not for {args.input}")
+        return ParquetSource(args.input, args.columns)
+    if args.bq_query is not None:
+        for flag, instead in (("row_restriction", "WHERE"), ("snapshot_time", "FOR SYSTEM_TIME")):
+            if getattr(args, flag) is not None:
+                raise UsageError(f"--{flag} and --bq_query: write {instead} in the query instead")
+    # Google's client takes half a second to load, which files need not wait for.
+    try:
+        from beam_pipeline.sources.bigquery import BigQuerySource, Selection
+    except ModuleNotFoundError as error:
+        raise SourceError(
+            f"{args.input}: reading BigQuery takes {error.name}, which is not installed; "
+            "run: pip install 'lfp-vit[pipeline]'"
+        ) from error
+    selection = Selection(args.row_restriction, args.snapshot_time, args.bq_query)
+    return BigQuerySource(args.input, args.columns, selection, args.bigquery_endpoint)
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -386,13 +465,15 @@ def dataset_options(args: argparse.Namespace, source: TraceSource) -> DatasetOpt
     sfreq = resolve_sfreq(source, args.sfreq)
     splits = None if args.splits is None else read_splits_file(args.splits)
     names = {field.name for field in fields(SpectrogramOptions)} - {"sfreq"}
-    rest = {field.name for field in fields(DatasetOptions)} - {"spectrogram", "splits"}
+    given = {"spectrogram", "splits", "selection"}
+    rest = {field.name for field in fields(DatasetOptions)} - given
     try:
         options = DatasetOptions(
             spectrogram=SpectrogramOptions(
                 sfreq=sfreq, **{name: getattr(args, name) for name in names}
             ),
             splits=splits,
+            selection=source.selection(),
             **{name: getattr(args, name) for name in rest},
         )
         # Whether a window holds a frame, or a wavelet fits, shows only when they are laid out.

@@ -15,19 +15,20 @@ import pyarrow as pa
 from beam_pipeline.blocks import n_shards_for
 from beam_pipeline.console import format_bytes, print_table
 from beam_pipeline.cpus import n_cpus
+from beam_pipeline.dataflow.cost import TrialWork, estimate
 from beam_pipeline.layout import LayoutError, decide_splits, survey_block
 from beam_pipeline.options import (
     DatasetOptions,
     add_dataset_arguments,
     add_source_arguments,
     dataset_options,
+    open_source,
     screening_options,
 )
 from beam_pipeline.segments import Pointers
 from beam_pipeline.sessions import Block
 from beam_pipeline.shards import npy_pieces, tar_sample_size
 from beam_pipeline.sources import TraceSource
-from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.splits import SPLITS, SessionCount
 from beam_pipeline.traces import Reject, ScreeningOptions, TrialBatch, screen
@@ -151,7 +152,7 @@ def measure_cost(
 
 
 def _as_block(trials: TrialBatch) -> Block:
-    nowhere = np.zeros(len(trials.trial_num), np.int32)
+    n = len(trials.trial_num)
     return Block(
         trials.session[0],
         trials.subject[0],
@@ -161,7 +162,7 @@ def _as_block(trials: TrialBatch) -> Block:
         trials.frequency,
         trials.amplitude,
         trials.digest,
-        Pointers(nowhere, nowhere),
+        Pointers(np.zeros(n, np.int64), np.zeros(n, np.int32)),
     )
 
 
@@ -181,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
     LayoutError
         If too many rows of the sample would be rejected.
     """
-    source = ParquetSource(args.input, args.columns)
+    source = open_source(args)
     options = dataset_options(args, source)
     names = [name for name in ("session", "subject", "condition") if name in source.columns]
     counts = count_sessions(source.read_columns(names))
@@ -296,4 +297,29 @@ def _print_costs(
         f"Expected here: {seconds:,.0f} s with {workers} workers "
         f"({1e3 * cost.seconds:.2f} ms of CPU a trial, without the disk), "
         f"{format_bytes(memory)} of memory, {format_bytes(segments)} of temporary files"
+    )
+    _print_dataflow_cost(source, block_trials, segments / source.n_rows, shape, cost)
+
+
+def _print_dataflow_cost(
+    source: TraceSource,
+    block_trials: int,
+    segment_bytes: float,
+    shape: tuple[int, int],
+    cost: TrialCost,
+) -> None:
+    work = TrialWork(
+        cost.seconds,
+        source.row_bytes,
+        segment_bytes,
+        tar_sample_size(block_trials, *shape) / block_trials,
+        block_trials=block_trials,
+    )
+    job = estimate(source.n_rows, work, bigquery=source.kind == "bigquery")
+    print(
+        f"Expected on Dataflow: {job.seconds / 60:,.0f} min with {job.workers} n2-standard-4 "
+        f"workers, {job.vcpu_hours:,.2f} vCPU hours, about ${job.dollars:,.2f} at list prices "
+        f"({format_bytes(1e9 * job.shuffled_gb)} shuffled, "
+        f"{format_bytes(1e9 * job.segments_gb)} of temporary objects), then "
+        f"${job.stored_dollars_month:,.2f} a month for {format_bytes(1e9 * job.shards_gb)}"
     )

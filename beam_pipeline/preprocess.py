@@ -3,48 +3,42 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import logging
 import operator
 import os
 import platform
-import shutil
 import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
-from apache_beam.runners.runner import PipelineResult
 
 from beam_pipeline import console
 from beam_pipeline.card import cautions
-from beam_pipeline.dataset_folder import describe, existing_dataset, install, locked
-from beam_pipeline.errors import UsageError
+from beam_pipeline.dataset_folder import describe, existing_dataset
+from beam_pipeline.installation import install
+from beam_pipeline.launch import choose_launcher
+from beam_pipeline.launcher import Launcher, Outcome, StillRunningError
 from beam_pipeline.layout import needs_every_spectrogram
-from beam_pipeline.local_runner import local_runner, pipeline_options
+from beam_pipeline.locations import locate
+from beam_pipeline.lock import locked
 from beam_pipeline.manifest import RUN, Manifest
 from beam_pipeline.options import (
     DatasetOptions,
     add_dataset_arguments,
     add_source_arguments,
     dataset_options,
+    open_source,
     screening_options,
 )
-from beam_pipeline.progress import read_counts
-from beam_pipeline.segments import SegmentStore
 from beam_pipeline.sources import TraceSource
-from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.spectrogram import Spectrogram
+from beam_pipeline.storage import AnyPath, remove_tree
 from beam_pipeline.transforms import (
     FINGERPRINTS,
-    NAMESPACE,
     PICTURES,
     REJECTS,
     SESSION_COUNTS,
@@ -63,13 +57,14 @@ from beam_pipeline.transforms import (
 )
 from beam_pipeline.work_folder import WorkFolder
 
-PHASES = {"read": "Reading traces", "survey": "Measuring statistics", "write": "Writing shards"}
 #: Rows of a piece of the table: small enough for an even load, large enough to be worth opening.
 PIECE_ROWS = 1024
+#: Pieces stand in the job that a service is sent, which may not exceed 10 MB.
+MAX_PIECES = 10_000
 
 
 class PreprocessError(RuntimeError):
-    """The run has failed; the message says why and what to do."""
+    """No sound dataset can be made of the table; the message says why and what to do."""
 
 
 def build_pipeline(
@@ -86,8 +81,9 @@ def build_pipeline(
     taken while their shards are written, unless `survey_all`.
     """
     screening = screening_options(source, options, spectrogram)
-    store = SegmentStore(str(work.segments), screening.n_samples, screening.dtype)
-    pieces = list(enumerate(source.splits(max(1, source.n_rows // PIECE_ROWS))))
+    store = work.segment_store(screening.n_samples, screening.dtype)
+    n_pieces = min(MAX_PIECES, max(1, source.n_rows // PIECE_ROWS))
+    pieces = list(enumerate(source.splits(n_pieces)))
     shape = (len(spectrogram.freqs), len(spectrogram.times))
 
     read = (
@@ -115,10 +111,9 @@ def build_pipeline(
 def preprocess(
     source: TraceSource,
     options: DatasetOptions,
-    output: Path,
-    beam_arguments: Sequence[str] = (),
+    output: AnyPath,
+    launcher: Launcher,
     overwrite: bool = False,
-    verbose: bool = False,
 ) -> tuple[Manifest, bool]:
     """Turn a trace table into a complete dataset folder.
 
@@ -126,14 +121,13 @@ def preprocess(
     ----------
     source : TraceSource
     options : DatasetOptions
-    output : pathlib.Path
-        Dataset folder. It is left alone if it already holds this dataset.
-    beam_arguments : sequence of str
-        Flags for Beam, such as ``--direct_num_workers 2``.
+    output : path
+        Dataset folder, on this machine or on gs://. It is left alone if it already holds this
+        dataset.
+    launcher : Launcher
+        Runs the pipeline.
     overwrite : bool
         Replace another dataset in `output`, once the new one is complete.
-    verbose : bool
-        Show what Beam and its workers log.
 
     Returns
     -------
@@ -146,30 +140,35 @@ def preprocess(
     DatasetExistsError
         If `output` holds something else.
     PreprocessError
-        If the table cannot become a sound dataset, or the run breaks off.
+        If the table cannot become a sound dataset.
+    RunFailedError
+        If the run breaks off.
+    StillRunningError
+        If it goes on without us; the same call follows it again.
     """
-    beam_options = pipeline_options(beam_arguments, verbose)
-    with locked(output):
+    with locked(output) as lock:
         existing = existing_dataset(source, options, output, overwrite)
         leftovers = WorkFolder.leftovers(output)
+        identity = _identity(source, options)
+        unfinished = launcher.unfinished(leftovers, identity)
         if existing is not None:
             for leftover in leftovers:
                 leftover.remove()
             return existing, False
         # Before the others go, so that at any moment a work folder marks what lies here as ours.
-        work = WorkFolder.create(output)
+        work = unfinished or WorkFolder.create(output)
         for leftover in leftovers:
-            leftover.remove()
+            if leftover != work:
+                leftover.remove()
         survey_all = needs_every_spectrogram(options)
         try:
-            manifest = _make(source, options, work, beam_options, verbose, survey_all)
+            manifest, finished = _make(source, options, work, launcher, survey_all)
         except _LateRejectsError:
             work.remove()
             print("Some spectrograms are unusable: measuring those of all splits", file=sys.stderr)
             work = WorkFolder.create(output)
-            beam_options = pipeline_options(beam_arguments, verbose)
-            manifest = _make(source, options, work, beam_options, verbose, survey_all=True)
-        install(work, manifest, output)
+            manifest, finished = _make(source, options, work, launcher, survey_all=True)
+        install(work, finished, manifest, output, lock)
         return manifest, True
 
 
@@ -181,55 +180,49 @@ def _make(
     source: TraceSource,
     options: DatasetOptions,
     work: WorkFolder,
-    beam_options: PipelineOptions,
-    verbose: bool,
+    launcher: Launcher,
     survey_all: bool,
-) -> Manifest:
-    started, input_identity = time.time(), source.identity()
+) -> tuple[Manifest, WorkFolder]:
+    """Run the pipeline; return the manifest, and the folder of the files beside the shards."""
+    started, identity = time.time(), _identity(source, options)
     spectrogram = Spectrogram(options.spectrogram)
-    runner = local_runner(beam_options, Path("/dev/stderr") if verbose else work.log)
-    pipeline = beam.Pipeline(runner=runner, options=beam_options)
-    build_pipeline(pipeline, source, options, spectrogram, work, survey_all)
+    build = partial(
+        build_pipeline,
+        source=source,
+        options=options,
+        spectrogram=spectrogram,
+        work=work,
+        survey_all=survey_all,
+    )
     try:
-        with console.watch(PHASES, source.n_rows, lambda: read_counts(work.progress)):
-            # The card needs it at the end, when no worker is left to use the time.
-            threading.Thread(target=import_module, args=["matplotlib.figure"], daemon=True).start()
-            result = _run(pipeline, work, verbose)
-    finally:
+        outcome = launcher.run(build, work, source.n_rows, identity)
+    except StillRunningError:
+        raise
+    except BaseException:
         # A worker that fails late may still be writing; the next run removes what is left.
-        shutil.rmtree(work.segments, ignore_errors=True)
+        remove_tree(work.segments)
+        raise
+    remove_tree(work.segments)
+    # Whatever comes now can fail for good, and must not be tried again on the same files.
+    work.forget_job()
     if work.late_rejects.exists():
         raise _LateRejectsError
+    finished = work.fetch()
+    folder = Path(finished.path, "dataset")
     if work.problem.exists():
-        _print_rejects(work.rejects)
+        _print_rejects(folder / "rejects", str(work.rejects))
         raise PreprocessError(work.problem.read_text())
-    manifest = describe(source, options, spectrogram, work)
-    counters = _counters(result)
-    _write_run(work.dataset / RUN, source.uri, input_identity, beam_options, started, counters)
-    return manifest
+    manifest = describe(source, options, spectrogram, finished)
+    _write_run(folder / RUN, source.uri, identity["input_identity"], started, outcome)
+    return manifest, finished
 
 
-def _run(pipeline: beam.Pipeline, work: WorkFolder, verbose: bool) -> PipelineResult:
-    logging.getLogger("apache_beam").setLevel(logging.INFO if verbose else logging.CRITICAL)
-    try:
-        with contextlib.ExitStack() as stack:
-            if not verbose:
-                log = stack.enter_context(work.log.open("a"))
-                stack.enter_context(contextlib.redirect_stderr(log))
-            result = pipeline.run()
-            result.wait_until_finish()
-    except Exception as error:
-        # Beam puts a worker's whole traceback before its message.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        message = lines[-1] if lines else type(error).__name__
-        if message.startswith("Channel closed"):
-            message = "a worker process died; was it killed, or out of memory?"
-        where = "above" if verbose else f"in {work.log}"
-        raise PreprocessError(f"{message}; the traceback is {where}") from error
-    return result
+def _identity(source: TraceSource, options: DatasetOptions) -> dict[str, Any]:
+    """Return what tells the run of one dataset from that of another."""
+    return {"fingerprint": options.fingerprint(), "input_identity": source.identity()}
 
 
-def _print_rejects(folder: Path) -> None:
+def _print_rejects(folder: Path, shown: str) -> None:
     """Print how many rows were rejected for each reason, and an example of each."""
     rows = []
     for path in sorted(folder.glob("*.jsonl")):
@@ -240,29 +233,13 @@ def _print_rejects(folder: Path) -> None:
     if rows:
         header = ["reason", "rows", "for example", "detail"]
         console.print_table(
-            "Rejected rows", header, rows, f"all are listed in {folder}, which the next run removes"
+            "Rejected rows", header, rows, f"all are listed in {shown}, which the next run removes"
         )
 
 
-def _counters(result: PipelineResult) -> dict[str, int]:
-    query = beam.metrics.MetricsFilter().with_namespace(NAMESPACE)
-    found = result.metrics().query(query)
-    counts = {counter.key.metric.name: counter.result for counter in found["counters"]}
-    for distribution in found["distributions"]:
-        name, values = distribution.key.metric.name, distribution.result
-        counts |= {f"{name}_{part}": getattr(values, part) for part in ("min", "max", "sum")}
-    return dict(sorted(counts.items()))
-
-
 def _write_run(
-    path: Path,
-    uri: str,
-    input_identity: list[Any],
-    beam_options: PipelineOptions,
-    started: float,
-    counters: Mapping[str, int],
+    path: Path, uri: str, input_identity: list[Any], started: float, outcome: Outcome
 ) -> None:
-    direct = beam_options.view_as(DirectOptions)
     finished = time.time()
     run = {
         "command": sys.argv,
@@ -271,23 +248,33 @@ def _write_run(
         "started": datetime.fromtimestamp(started, UTC).isoformat(),
         "finished": datetime.fromtimestamp(finished, UTC).isoformat(),
         "seconds": round(finished - started, 3),
-        "runner": beam_options.view_as(StandardOptions).runner,
-        "direct_num_workers": direct.direct_num_workers,
+        **outcome.details,
         "host": platform.node(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "counters": counters,
+        "counters": outcome.counters,
     }
     path.write_text(json.dumps(run, indent=1) + "\n")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``preprocess``; those of Beam are passed on beside them."""
-    parser.epilog = "Flags of Apache Beam are passed on, such as --direct_num_workers 2."
+    parser.epilog = (
+        "Flags of Apache Beam are passed on, such as --direct_num_workers 2. --runner "
+        "DataflowRunner runs the pipeline on Google Cloud; see docs/cloud.md."
+    )
     add_source_arguments(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="dataset folder")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="dataset folder, here or on gs://"
+    )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace another dataset in --output"
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="with --runner DataflowRunner: check everything and print the job as JSON (steps, "
+        "files, worker pool, flags), without submitting it or writing anything",
     )
     add_dataset_arguments(parser)
 
@@ -295,21 +282,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Preprocess a table and print what was made."""
     started = time.time()
-    if "://" in args.output:
-        raise UsageError(f"--output {args.output}: only local folders can be written so far")
-    output = Path(args.output)
-    source = ParquetSource(args.input, args.columns)
+    output = locate(args.output)
+    # Before anything is asked over the network.
+    launcher = choose_launcher(args.beam_arguments, args.input, args.output, args.verbose)
+    source = open_source(args)
     options = dataset_options(args, source)
-    manifest, made = preprocess(
-        source, options, output, args.beam_arguments, args.overwrite, args.verbose
-    )
+    if args.dry_run:
+        build = partial(
+            build_pipeline,
+            source=source,
+            options=options,
+            spectrogram=Spectrogram(options.spectrogram),
+            work=WorkFolder.planned(output),
+            survey_all=needs_every_spectrogram(options),
+        )
+        print(json.dumps(launcher.describe(build), indent=2))
+        return 0
+    manifest, made = preprocess(source, options, output, launcher, args.overwrite)
     if not made:
         print(f"{output} already holds this dataset; nothing to do")
     print_summary(manifest, output, time.time() - started)
     return 0
 
 
-def print_summary(manifest: Manifest, output: Path, seconds: float) -> None:
+def print_summary(manifest: Manifest, output: AnyPath, seconds: float) -> None:
     """Print what a run made."""
     used = sum(split.trials for split in manifest.splits.values())
     rows = manifest.source["rows"]

@@ -27,10 +27,11 @@ class Pointers:
 
     Attributes
     ----------
-    chunk, row : int32 arrays of shape (n,)
+    chunk : int64 array of shape (n,)
+    row : int32 array of shape (n,)
     """
 
-    chunk: NDArray[np.int32]
+    chunk: NDArray[np.int64]
     row: NDArray[np.int32]
 
     def __getitem__(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Pointers:
@@ -114,4 +115,4 @@ class SegmentWriter:
             content = content[os.write(self._fileno, content) :]
         rows = np.arange(self._n_rows, self._n_rows + len(segments), dtype=np.int32)
         self._n_rows += len(segments)
-        return Pointers(np.full(len(segments), self._chunk, np.int32), rows)
+        return Pointers(np.full(len(segments), self._chunk, np.int64), rows)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_pipeline.layout import Layout, SessionSummary
 from beam_pipeline.moments import UNIT, Moments
+from beam_pipeline.storage import AnyPath
 
 #: Integers in units of 2**-128, as decimals because they exceed 64 bits.
 EXACT = pa.decimal256(76, 0)
@@ -68,12 +68,14 @@ def sessions_table(
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def write_table(table: pa.Table, path: Path) -> None:
+def write_table(table: pa.Table, path: AnyPath) -> None:
     """Write the table of sessions."""
-    pq.write_table(table, path)
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content)
+    path.write_bytes(content.getvalue().to_pybytes())
 
 
-def read_summaries(path: Path) -> tuple[list[SessionSummary], pa.Table]:
+def read_summaries(path: AnyPath) -> tuple[list[SessionSummary], pa.Table]:
     """Read the sessions' summaries back, and the table they stand in.
 
     Raises
@@ -82,7 +84,7 @@ def read_summaries(path: Path) -> tuple[list[SessionSummary], pa.Table]:
         If the file is no such table.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path.name} is not readable: {str(error).splitlines()[0]}") from error
     if table.schema.names != SCHEMA.names:

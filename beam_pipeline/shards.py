@@ -7,7 +7,6 @@ import io
 import json
 import os
 import tarfile
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from beam_pipeline.storage import AnyPath, whole_file
 
 WRITEBACK_BYTES = 16 << 20
 MEMBERS = ("spectrogram.npy", "baseline.npy", "json")
@@ -123,12 +124,12 @@ def _start_writeback(file: BinaryIO) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def write_shard(folder: Path, path: str, samples: Iterable[Sample]) -> ShardInfo:
-    """Write one shard atomically: a temporary file, fsync, then rename.
+def write_shard(folder: AnyPath, path: str, samples: Iterable[Sample]) -> ShardInfo:
+    """Write one shard, which appears when it is whole.
 
     Parameters
     ----------
-    folder : pathlib.Path
+    folder : path
         Root that `path` is relative to. It is not created: a worker that outlives its run must
         not bring back a folder that the next run has removed.
     path : str
@@ -136,25 +137,20 @@ def write_shard(folder: Path, path: str, samples: Iterable[Sample]) -> ShardInfo
         In the order they are to stand in; only one is held at a time.
     """
     target = folder / path
-    # A name of its own keeps apart two attempts at one shard that overlap.
-    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
     n_samples = n_trials = values_clipped = written_back = 0
-    with partial.open("wb") as file:
+    with whole_file(target) as file:
         hashing = _HashingFile(file)
         for sample in samples:
             for name, content in members(sample):
                 for piece in tar_member(name, content):
                     hashing.write(piece)
-            if hashing.position - written_back > WRITEBACK_BYTES:
+            if isinstance(target, Path) and hashing.position - written_back > WRITEBACK_BYTES:
                 _start_writeback(file)
                 written_back = hashing.position
             n_samples += 1
             n_trials += len(sample.baseline)
             values_clipped += sample.values_clipped
         hashing.write(tar_end(hashing.position))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target)
     return ShardInfo(
         path,
         hashing.position,

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Literal
 
+from beam_pipeline.locations import locate
 from beam_pipeline.splits import (
     SPLITS,
     SessionCount,
@@ -53,7 +53,7 @@ def read_splits_file(path: str | PathLike[str]) -> SplitsFile:
     Parameters
     ----------
     path : path-like
-        A local UTF-8 file.
+        A UTF-8 file, on this machine or on gs://.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def read_splits_file(path: str | PathLike[str]) -> SplitsFile:
         If the file cannot be read or is wrong; the message names the file and line or entry.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = locate(str(path)).read_text(encoding="utf-8")
     except OSError as error:
         raise SplitError(f"splits file {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ be processed more than once.
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
 from numpy.typing import NDArray
 
 from beam_pipeline.blocks import block_key, key_hash, shard_path
+from beam_pipeline.counters import NAMESPACE, PHASE_COUNTERS, count
 from beam_pipeline.layout import (
     Layout,
     LayoutError,
@@ -35,7 +37,6 @@ from beam_pipeline.manifest import SESSIONS
 from beam_pipeline.options import DatasetOptions
 from beam_pipeline.pictures import MeanPicture
 from beam_pipeline.progress import WorkCount
-from beam_pipeline.segments import SegmentStore
 from beam_pipeline.sessions import (
     Block,
     Copy,
@@ -54,9 +55,8 @@ from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram, SpectrogramOptions
 from beam_pipeline.splits import SessionCount, SplitError
 from beam_pipeline.traces import Reason, Reject, ScreeningOptions, screen
-from beam_pipeline.work_folder import WorkFolder
+from beam_pipeline.work_folder import AnySegmentStore, WorkFolder
 
-NAMESPACE = "lfp"
 REJECTS, FINGERPRINTS, SESSION_COUNTS = "rejects", "fingerprints", "session_counts"
 SUMMARIES, PICTURES = "summaries", "pictures"
 #: Bytes of samples that are decoded at once: what fits the cache.
@@ -65,16 +65,12 @@ BATCH_BYTES = 2 << 20
 Rejects = list[Reject]
 
 
-def _count(name: str, n: int) -> None:
-    Metrics.counter(NAMESPACE, name).inc(n)
-
-
 class _ScreenRows(beam.DoFn):
     def __init__(
         self,
         source: TraceSource,
         screening: ScreeningOptions,
-        store: SegmentStore,
+        store: AnySegmentStore,
         work: WorkFolder,
     ) -> None:
         self._source = source
@@ -104,7 +100,7 @@ class _ScreenRows(beam.DoFn):
                 pointers = writer.write(trials.segments[order])
                 for session, place in places:
                     parts[session].append(session_rows(trials, order, place, pointers))
-                _count("rows_read", batch.num_rows)
+                count(PHASE_COUNTERS["read"], batch.num_rows)
                 self._done.add(batch.num_rows)
         # One element a session, not one a batch: each costs the runner more than it holds.
         for session, pieces in parts.items():
@@ -121,7 +117,7 @@ class ReadTrials(beam.PTransform):
 
     source: TraceSource
     screening: ScreeningOptions
-    store: SegmentStore
+    store: AnySegmentStore
     work: WorkFolder
 
     def expand(self, pieces: beam.PCollection) -> Any:
@@ -199,9 +195,10 @@ class _OnSpectrograms(beam.DoFn):
     """What the two passes over the spectrograms have in common."""
 
     phase: str
+    counter: str
 
     def __init__(
-        self, spectrogram: SpectrogramOptions, store: SegmentStore, work: WorkFolder
+        self, spectrogram: SpectrogramOptions, store: AnySegmentStore, work: WorkFolder
     ) -> None:
         self._options = spectrogram
         self._store = store
@@ -216,16 +213,22 @@ class _OnSpectrograms(beam.DoFn):
 
     def _compute(self, block: Block) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         result = self._spectrogram(self._store.read(block.pointers))
-        self._done.add(len(block.trial_num))
+        self._finish(block)
         return result
+
+    def _finish(self, block: Block) -> None:
+        # The file shows the launcher of this machine how far we are, the counter those elsewhere.
+        self._done.add(len(block.trial_num))
+        count(self.counter, len(block.trial_num))
 
 
 class _SurveyBlocks(_OnSpectrograms):
     phase = "survey"
+    counter = PHASE_COUNTERS["survey"]
 
     def process(self, block: Block, split_of: dict[str, str] | None = None) -> Iterator[Any]:
         if split_of is not None and split_of.get(block.session) != "train":
-            self._done.add(len(block.trial_num))
+            self._finish(block)
             yield block
             summary = unsurveyed_summary(block, len(self._spectrogram.freqs))
             yield TaggedOutput(SUMMARIES, (block.session, summary))
@@ -245,7 +248,7 @@ class SurveyBlocks(beam.PTransform):
     """
 
     spectrogram: SpectrogramOptions
-    store: SegmentStore
+    store: AnySegmentStore
     work: WorkFolder
     splits: beam.PCollection | None
 
@@ -346,13 +349,14 @@ class WriteRejects(beam.PTransform):
             )
             lines = "".join(f"{json.dumps(asdict(reject))}\n" for reject in ordered)
             (work.rejects / f"{reason}.jsonl").write_text(lines)
-            _count(f"rejected_{reason}", len(ordered))
+            count(f"rejected_{reason}", len(ordered))
 
         return rejects | beam.FlatMap(by_reason) | beam.GroupByKey() | beam.Map(write)
 
 
 class _WriteShards(_OnSpectrograms):
     phase = "write"
+    counter = PHASE_COUNTERS["write"]
 
     def process(self, element: tuple[str, Iterable[Block]], layout: Layout) -> Iterator[Any]:
         key, blocks = element
@@ -369,9 +373,9 @@ class _WriteShards(_OnSpectrograms):
             yield TaggedOutput(REJECTS, rejects)
         for condition, picture in pictures.items():
             yield TaggedOutput(PICTURES, ((split, condition), picture))
-        _count("shards", 1)
-        _count("trials_written", shard.trials)
-        _count("values_clipped", shard.values_clipped)
+        count("shards", 1)
+        count("trials_written", shard.trials)
+        count("values_clipped", shard.values_clipped)
         Metrics.distribution(NAMESPACE, "shard_bytes").update(shard.bytes)
 
     def _samples(
@@ -405,7 +409,7 @@ class WriteShards(beam.PTransform):
 
     layout: beam.PCollection
     spectrogram: SpectrogramOptions
-    store: SegmentStore
+    store: AnySegmentStore
     work: WorkFolder
 
     def expand(self, blocks: beam.PCollection) -> Any:
@@ -486,13 +490,16 @@ class WriteOutcome(beam.PTransform):
             element: tuple[tuple[str, str], MeanPicture], work: WorkFolder = self.work
         ) -> None:
             (split, condition), picture = element
+            content = io.BytesIO()
             np.savez(
-                work.pictures / f"{split}-{key_hash(condition):016x}.npz",
+                content,
                 split=split,
                 condition=condition,
                 mean=picture.mean(),
                 n_trials=picture.n_trials,
             )
+            path = work.pictures / f"{split}-{key_hash(condition):016x}.npz"
+            path.write_bytes(content.getvalue())
 
         root = shards.pipeline | "Once" >> beam.Create([None])
         root | "WriteShardList" >> beam.Map(write_list, AsList(shards))

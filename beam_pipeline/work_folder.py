@@ -4,99 +4,185 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from beam_pipeline.cloud_segments import CloudSegmentStore
+from beam_pipeline.gcs import CloudPath
+from beam_pipeline.gcs_client import in_parallel
+from beam_pipeline.locations import locate
+from beam_pipeline.segments import SegmentStore
 from beam_pipeline.splits import SPLITS
+from beam_pipeline.storage import AnyPath, remove_tree
 
 PREFIX = ".work-"
 NAME = re.compile(r"\.work-[0-9a-f]{12}")
+
+AnySegmentStore = SegmentStore | CloudSegmentStore
 
 
 @dataclass(frozen=True)
 class WorkFolder:
     """Paths of a run's work folder, inside the output folder so that moves stay cheap.
 
-    Its name is new for every run: a worker that outlives a killed run finds its folder gone and
-    cannot write into the next run's dataset.
+    Its name is new for every run: a worker that outlives a killed run finds its folder gone, or
+    writes where nobody looks, but never into the next run's dataset.
+
+    On gs:// it serves workers that share nothing else: they need to create, read and list objects
+    in the bucket of the output, and the launcher to delete them, too. Instances are pickled to the
+    workers and hold no connection.
     """
 
     path: str
 
     @classmethod
-    def create(cls, output: Path) -> WorkFolder:
+    def create(cls, output: AnyPath) -> WorkFolder:
         """Make an empty work folder inside `output`."""
         work = cls(str(output / f"{PREFIX}{uuid.uuid4().hex[:12]}"))
-        for folder in (work.segments, work.progress, work.rejects, work.pictures):
+        if not isinstance(output, Path):
+            work.local.mkdir(mode=0o700)
+        for folder in (work.segments, work.local / "progress", work.rejects, work.pictures):
             folder.mkdir(parents=True)
         for split in SPLITS:
             (work.dataset / split).mkdir()
         return work
 
+    @classmethod
+    def planned(cls, output: AnyPath) -> WorkFolder:
+        """Return a work folder that is not made, for a pipeline that is only looked at."""
+        return cls(str(output / f"{PREFIX}{'0' * 12}"))
+
+    def reopen(self) -> None:
+        """Make of a leftover on gs:// what a run can go on with on this machine."""
+        (self.local / "progress").mkdir(mode=0o700, parents=True, exist_ok=True)
+
     @staticmethod
-    def leftovers(output: Path) -> list[WorkFolder]:
+    def leftovers(output: AnyPath) -> list[WorkFolder]:
         """Return the work folders of earlier runs."""
-        found = sorted(output.glob(f"{PREFIX}*"))
-        return [WorkFolder(str(path)) for path in found if NAME.fullmatch(path.name)]
+        found = sorted(path.name for path in output.iterdir() if NAME.fullmatch(path.name))
+        return [WorkFolder(str(output / name)) for name in found]
 
     @property
-    def installing(self) -> Path:
+    def _root(self) -> AnyPath:
+        return locate(self.path)
+
+    @property
+    def installing(self) -> AnyPath:
         """Marks that the dataset is being moved from here into the output folder."""
-        return Path(self.path) / "installing"
+        return self._root / "installing"
 
     @property
-    def dataset(self) -> Path:
+    def dataset(self) -> AnyPath:
         """Folder laid out as the finished dataset."""
-        return Path(self.path) / "dataset"
+        return self._root / "dataset"
 
     @property
-    def rejects(self) -> Path:
+    def rejects(self) -> AnyPath:
         """Folder of the reject lists."""
         return self.dataset / "rejects"
 
     @property
-    def segments(self) -> Path:
+    def segments(self) -> AnyPath:
         """Folder of accepted trace segments."""
-        return Path(self.path) / "segments"
+        return self._root / "segments"
+
+    def segment_store(self, n_samples: int, dtype: str) -> AnySegmentStore:
+        """Return the store of segments of so many samples."""
+        folder = self.segments
+        if isinstance(folder, CloudPath):
+            return CloudSegmentStore(folder, n_samples, dtype)
+        return SegmentStore(str(folder), n_samples, dtype)
 
     @property
-    def progress(self) -> Path:
-        """Folder of the workers' counts."""
-        return Path(self.path) / "progress"
+    def local(self) -> Path:
+        """Folder on the launcher's disk: this one, or a temporary one if this is on gs://."""
+        root = self._root
+        if isinstance(root, Path):
+            return root
+        return Path(tempfile.gettempdir()) / f"lfp{root.name}"
 
     @property
-    def pictures(self) -> Path:
+    def progress(self) -> Path | None:
+        """Folder of the counts of workers on the launcher's machine; None on other machines."""
+        folder = self.local / "progress"
+        elsewhere = not isinstance(self._root, Path) and not folder.is_dir()
+        return None if elsewhere else folder
+
+    @property
+    def pictures(self) -> AnyPath:
         """Folder of the mean spectrograms that the dataset card shows."""
-        return Path(self.path) / "pictures"
+        return self._root / "pictures"
 
     @property
     def log(self) -> Path:
         """File of what Beam and its local workers print."""
-        return Path(self.path) / "beam.log"
+        return self.local / "beam.log"
 
     @property
-    def problem(self) -> Path:
+    def job(self) -> AnyPath:
+        """File that names the job which fills the folder from elsewhere."""
+        return self._root / "job" / "record.json"
+
+    def forget_job(self) -> None:
+        """Have no later launcher take the job's files for those of its own job."""
+        remove_tree(self._root / "job")
+
+    @property
+    def problem(self) -> AnyPath:
         """File that says why no dataset can be made."""
-        return Path(self.path) / "problem.txt"
+        return self._root / "problem.txt"
 
     @property
-    def late_rejects(self) -> Path:
+    def late_rejects(self) -> AnyPath:
         """Marks that spectrograms turned out unusable after the splits were decided."""
-        return Path(self.path) / "late_rejects"
+        return self._root / "late_rejects"
 
     @property
-    def shards(self) -> Path:
+    def shards(self) -> AnyPath:
         """File that lists the shards that were written."""
-        return Path(self.path) / "shards.json"
+        return self._root / "shards.json"
+
+    def fetch(self) -> WorkFolder:
+        """Return a work folder on this machine's disk with all but segments and shards.
+
+        That is what the launcher finishes the dataset from; on a disk it is this folder itself.
+        """
+        root = self._root
+        if not isinstance(root, CloudPath):
+            return self
+        fetched = WorkFolder(str(self.local / "fetched"))
+        shutil.rmtree(fetched.path, ignore_errors=True)
+        names = [
+            name
+            for name in root.file_sizes()
+            if not name.startswith("segments/") and not name.endswith(".tar")
+        ]
+        for split in SPLITS:
+            (fetched.dataset / split).mkdir(parents=True)
+        for folder in (fetched.rejects, fetched.pictures):
+            folder.mkdir()
+
+        def fetch(name: str) -> None:
+            Path(fetched.path, name).write_bytes((root / name).read_bytes())
+
+        in_parallel(fetch, names)
+        return fetched
 
     def remove(self) -> None:
         """Remove the folder and all in it.
 
         Workers of a killed run may still be writing: under another name, their paths lead nowhere.
+        In Cloud Storage what they write later stays until the next run.
         """
-        gone = Path(self.path).with_name(f"{PREFIX}{uuid.uuid4().hex[:12]}")
-        Path(self.path).rename(gone)
+        root = self._root
+        if not isinstance(root, Path):
+            root.remove_tree()
+            shutil.rmtree(self.local, ignore_errors=True)
+            return
+        gone = root.with_name(f"{PREFIX}{uuid.uuid4().hex[:12]}")
+        root.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
         if gone.exists():
             shutil.rmtree(gone)

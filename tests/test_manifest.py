@@ -18,9 +18,9 @@ from beam_pipeline.manifest import (
     parse_manifest,
     read_manifest,
     split_manifests,
-    write_atomically,
 )
 from beam_pipeline.shards import ShardInfo
+from beam_pipeline.storage import write_atomically
 
 
 def make_shard(split, index=0, samples=2, trials=60):

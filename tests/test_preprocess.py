@@ -24,7 +24,8 @@ import scipy.signal
 import webdataset
 
 from beam_pipeline.__main__ import main
-from beam_pipeline.dataset_folder import IncompleteDatasetError, check_complete, locked
+from beam_pipeline.dataset_folder import IncompleteDatasetError, check_complete
+from beam_pipeline.lock import locked
 from beam_pipeline.manifest import read_manifest
 from tests import tables
 

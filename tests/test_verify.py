@@ -22,6 +22,7 @@ import pytest
 from beam_pipeline import preprocess
 from beam_pipeline.blocks import block_key
 from beam_pipeline.errors import UsageError
+from beam_pipeline.local_launch import LocalLauncher
 from beam_pipeline.manifest import Manifest, ManifestError, SplitManifest
 from beam_pipeline.options import DatasetOptions, options_fingerprint
 from beam_pipeline.sample.command import write_sample
@@ -58,7 +59,7 @@ def make_dataset(source: ParquetSource, output: Path, **options: Any) -> Path:
         block_trials=4,
         **options,
     )
-    preprocess.preprocess(source, chosen, output, ["--direct_num_workers", "1"])
+    preprocess.preprocess(source, chosen, output, LocalLauncher(["--direct_num_workers", "1"]))
     return output
 
 

@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,10 @@ from beam_pipeline.audit.table_warnings import AuditWarning, Severity, table_war
 from beam_pipeline.audit.tally import AuditTally, Timing
 from beam_pipeline.audit.timing_warnings import timing_warnings
 from beam_pipeline.errors import UsageError
-from beam_pipeline.manifest import write_atomically
-from beam_pipeline.options import add_source_arguments
+from beam_pipeline.locations import locate
+from beam_pipeline.options import add_source_arguments, open_source
 from beam_pipeline.sources import TraceSource
-from beam_pipeline.sources.parquet import ParquetSource
+from beam_pipeline.storage import AnyPath, write_atomically
 from beam_pipeline.traces import SFREQ_TOLERANCE
 
 FORMAT_VERSION = 1
@@ -189,13 +188,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         required=True,
-        type=Path,
         metavar="DIR",
-        help=f"folder for {PAGE} (one self-contained page) and {NUMBERS} (the same numbers)",
+        help=f"folder, here or on gs://, for {PAGE} (one self-contained page) and {NUMBERS} (the "
+        "same numbers)",
     )
 
 
-def check_output(output: Path) -> None:
+def check_output(output: AnyPath) -> None:
     """Check that an audit may be written to a folder.
 
     Raises
@@ -204,10 +203,10 @@ def check_output(output: Path) -> None:
         If it is a file, or holds anything else than an earlier audit. Names that begin with a
         dot do not count: nothing is written over them.
     """
-    if not output.exists():
-        return
-    if not output.is_dir():
+    if output.is_file():
         raise OutputExistsError(f"{output} is a file; --output needs a folder")
+    if not output.is_dir():
+        return
     foreign = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
     if foreign and not _is_audit(output / NUMBERS):
         raise OutputExistsError(
@@ -216,7 +215,7 @@ def check_output(output: Path) -> None:
         )
 
 
-def _is_audit(path: Path) -> bool:
+def _is_audit(path: AnyPath) -> bool:
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -253,15 +252,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--sfreq is {args.sfreq:g}, but must be a finite rate above 0 Hz")
     if args.onset is not None and not np.isfinite(args.onset):
         raise UsageError(f"--onset is {args.onset:g}, but must be a finite time in seconds")
-    check_output(args.output)
-    source = ParquetSource(args.input, args.columns)
-    args.output.mkdir(parents=True, exist_ok=True)
+    output = locate(args.output)
+    check_output(output)
+    source = open_source(args)
+    output.mkdir(parents=True, exist_ok=True)
     audit, warnings = audit_table(source, args.sfreq, args.onset)
     warnings = [*contradictions(audit, source, args.sfreq), *warnings]
-    write_atomically(args.output / NUMBERS, to_json(audit_data(audit, warnings, source)))
-    write_atomically(args.output / PAGE, audit_page(audit, warnings, source.uri))
+    write_atomically(output / NUMBERS, to_json(audit_data(audit, warnings, source)))
+    write_atomically(output / PAGE, audit_page(audit, warnings, source.uri))
     _print_warnings(warnings)
-    print(f"{audit.rows:,} rows, {len(audit.sessions):,} sessions: see {args.output / PAGE}")
+    print(f"{audit.rows:,} rows, {len(audit.sessions):,} sessions: see {output / PAGE}")
     return 0
 
 

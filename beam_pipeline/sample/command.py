@@ -19,6 +19,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from beam_pipeline import console
+from beam_pipeline.locations import local_path
 from beam_pipeline.sample.model import BAYES_N_TRIALS, LATENT_SCALE, bayes_accuracy
 from beam_pipeline.sample.options import SampleOptions
 from beam_pipeline.sample.tables import LATENT_SCHEMA, session_tables
@@ -181,7 +182,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = SampleOptions()
     parser.add_argument(
         "--output",
-        type=Path,
+        type=local_path,
         required=True,
         metavar="DIR",
         help="folder for the trace table (traces.parquet) and what is true of it "

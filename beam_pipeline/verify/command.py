@@ -14,15 +14,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from beam_pipeline import console
 from beam_pipeline.cpus import n_cpus
 from beam_pipeline.errors import UsageError
 from beam_pipeline.layout import SessionSummary
+from beam_pipeline.locations import locate
 from beam_pipeline.manifest import MANIFEST, SESSIONS, Manifest, ManifestError, read_manifest
 from beam_pipeline.sessions_table import read_summaries
+from beam_pipeline.storage import AnyPath, file_sizes
 from beam_pipeline.verify.block_report import Problem, SampleRules
 from beam_pipeline.verify.dataset_checks import (
     Dataset,
@@ -89,13 +90,14 @@ class Verification:
 
 
 def verify(
-    folder: Path, workers: int = 1, progress: Callable[[int], object] = lambda n_trials: None
+    folder: AnyPath, workers: int = 1, progress: Callable[[int], object] = lambda n_trials: None
 ) -> Verification:
     """Reread a dataset and collect everything that is wrong with it.
 
     Parameters
     ----------
-    folder : pathlib.Path
+    folder : path
+        On this machine or on gs://.
     workers : int
         Processes that read shards; 1 reads them in this process.
     progress : callable
@@ -135,7 +137,7 @@ def verify(
 
 
 def inspect_shards(
-    folder: Path, manifest: Manifest, workers: int, progress: Callable[[int], object]
+    folder: AnyPath, manifest: Manifest, workers: int, progress: Callable[[int], object]
 ) -> tuple[dict[str, ShardReport], list[Problem]]:
     """Reread the shards and compare each with its entry in the manifest.
 
@@ -148,7 +150,8 @@ def inspect_shards(
     n_trials, n_freqs, n_times = manifest.shape
     rules = SampleRules(tuple(manifest.classes), (n_trials, n_freqs, n_times))
     entries = {shard["path"]: shard for shard in manifest.shards}
-    present = [path for path in entries if (folder / path).is_file()]
+    files = file_sizes(folder)
+    present = [path for path in entries if path in files]
     problems = [
         Problem("missing", path, f"{MANIFEST} lists this shard")
         for path in entries.keys() - present
@@ -187,7 +190,7 @@ def _map_shards(
 
 
 def _read_sessions(
-    folder: Path, sound: frozenset[str], problems: list[Problem]
+    folder: AnyPath, sound: frozenset[str], problems: list[Problem]
 ) -> tuple[list[SessionSummary], list[dict[str, Any]]]:
     if SESSIONS not in sound:
         return [], []
@@ -201,7 +204,7 @@ def _read_sessions(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="dataset folder")
+    parser.add_argument("folder", metavar="DIR", help="dataset folder, here or on gs://")
     parser.add_argument(
         "--workers",
         type=int,
@@ -235,25 +238,26 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.workers < 1:
         raise UsageError(f"--workers is {args.workers}, but must be at least 1")
+    folder = locate(args.folder)
     started = time.monotonic()
     done: Counter[str] = Counter()
     with console.watch(
-        {"verify": "Rereading shards"}, _stated_trials(args.folder), lambda: Counter(done)
+        {"verify": "Rereading shards"}, _stated_trials(folder), lambda: Counter(done)
     ):
-        result = verify(args.folder, args.workers, lambda n: done.update(verify=n))
+        result = verify(folder, args.workers, lambda n: done.update(verify=n))
     if result.problems:
         count = _plural(len(result.problems))
-        _print_problems(f"{count} in {args.folder}", result.problems)
-        raise DamagedDatasetError(f"{args.folder} is damaged: {count}")
+        _print_problems(f"{count} in {folder}", result.problems)
+        raise DamagedDatasetError(f"{folder} is damaged: {count}")
     print(
-        f"{args.folder} is sound: {result.n_trials:,} trials of {result.n_sessions:,} sessions; "
+        f"{folder} is sound: {result.n_trials:,} trials of {result.n_sessions:,} sessions; "
         f"{result.n_files:,} files, {console.format_bytes(result.n_bytes)} reread and "
         f"{len(CHECKS)} checks passed in {time.monotonic() - started:.1f} s"
     )
     return 0
 
 
-def _stated_trials(folder: Path) -> int:
+def _stated_trials(folder: AnyPath) -> int:
     try:
         return sum(split.trials for split in read_manifest(folder).splits.values())
     except (ManifestError, OSError, TypeError):

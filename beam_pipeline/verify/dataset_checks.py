@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from beam_pipeline.options import options_fingerprint
 from beam_pipeline.shards import ShardInfo, wids_index
 from beam_pipeline.spectrogram import Spectrogram, SpectrogramOptions
 from beam_pipeline.splits import SPLITS
+from beam_pipeline.storage import AnyPath, file_sizes
 from beam_pipeline.traces import Reason, Reject
 from beam_pipeline.verify.block_report import BlockReport, Problem
 from beam_pipeline.verify.shard_report import ShardReport
@@ -37,7 +38,7 @@ class Dataset:
 
     Attributes
     ----------
-    folder : pathlib.Path
+    folder : path
     manifest : Manifest
     sound : frozenset of str
         The small files that are as the manifest says, and so worth reading.
@@ -49,7 +50,7 @@ class Dataset:
         {path: report} of the shards that could be read.
     """
 
-    folder: Path
+    folder: AnyPath
     manifest: Manifest
     sound: frozenset[str] = frozenset()
     summaries: list[SessionSummary] = field(default_factory=list)
@@ -124,7 +125,7 @@ def check_options(dataset: Dataset) -> Iterator[Problem]:
             yield Problem("axes", MANIFEST, f"{name} are not those of the options")
 
 
-def check_files(folder: Path, manifest: Manifest) -> tuple[frozenset[str], list[Problem]]:
+def check_files(folder: AnyPath, manifest: Manifest) -> tuple[frozenset[str], list[Problem]]:
     """Compare the files beside the shards with the manifest, and look for strays.
 
     ``run.json`` tells when and where the dataset was made; it may differ or be absent.
@@ -145,23 +146,25 @@ def check_files(folder: Path, manifest: Manifest) -> tuple[frozenset[str], list[
         )
         if names
     ]
-    sound = set()
+    sound, present = set(), file_sizes(folder).keys()
     for name in sorted(expected & manifest.files.keys()):
-        problem = _check_file(folder, name, manifest.files[name])
+        problem = _check_file(folder, name, manifest.files[name], name in present)
         if problem is None:
             sound.add(name)
         else:
             problems.append(problem)
     known = expected | {MANIFEST, RUN} | {shard["path"] for shard in manifest.shards}
-    problems += _strays(folder, known)
+    strays = sorted(present - known)
+    problems += (Problem("stray", name, "no part of the dataset") for name in strays)
     return frozenset(sound), problems
 
 
-def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> Problem | None:
-    path = folder / name
-    if not path.is_file():
+def _check_file(
+    folder: AnyPath, name: str, entry: Mapping[str, Any], is_present: bool
+) -> Problem | None:
+    if not is_present:
         return Problem("missing", name, f"{MANIFEST} lists this file")
-    found = file_digest(path)
+    found = file_digest(folder / name)
     if found == entry:
         return None
     size = f"{found['bytes']:,} bytes, {MANIFEST} says {entry.get('bytes'):,}; "
@@ -171,17 +174,6 @@ def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> Problem | 
         f"{size if found['bytes'] != entry.get('bytes') else ''}"
         f"sha256 {found['sha256'][:12]}..., {MANIFEST} says {str(entry.get('sha256'))[:12]}...",
     )
-
-
-def _strays(folder: Path, known: set[str], prefix: str = "") -> Iterator[Problem]:
-    for path in sorted(folder.iterdir()):
-        # A run that did not end, a desktop's notes: readers are told to ignore them, too.
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _strays(path, known, f"{prefix}{path.name}/")
-        elif f"{prefix}{path.name}" not in known:
-            yield Problem("stray", f"{prefix}{path.name}", "no part of the dataset")
 
 
 def check_indices(dataset: Dataset) -> Iterator[Problem]:
@@ -217,7 +209,7 @@ def _compare_index(name: str, found: Any, expected: Mapping[str, Any]) -> Iterat
             yield Problem("index", name, f"{entry}; the shard is {known}")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: AnyPath) -> Any:
     """Return the contents of a JSON file; None if it is none."""
     try:
         return json.loads(path.read_text())
@@ -250,7 +242,10 @@ def check_rejects(dataset: Dataset) -> Iterator[Problem]:
         if name not in dataset.sound:
             continue
         n_lines = 0
-        with (dataset.folder / name).open(encoding="utf-8") as file:
+        with (
+            (dataset.folder / name).open("rb") as binary,
+            io.TextIOWrapper(binary, "utf-8") as file,
+        ):
             for n_lines, line in enumerate(file, start=1):
                 reject = _parse_reject(line, reason)
                 if reject is None:

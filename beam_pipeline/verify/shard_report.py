@@ -9,9 +9,9 @@ import hashlib
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
+from beam_pipeline.locations import locate
 from beam_pipeline.shards import MEMBERS, tar_end
 from beam_pipeline.verify.block_report import BlockReport, Problem, SampleRules, inspect_sample
 
@@ -96,7 +96,7 @@ def inspect_shard(folder: str, path: str, rules: SampleRules) -> ShardReport:
     keys: list[str] = []
     blocks: list[BlockReport] = []
     problems: list[Problem] = []
-    with (Path(folder) / path).open("rb") as file:
+    with (locate(folder) / path).open("rb") as file:
         reader = _HashingReader(file)
         try:
             for key, members in _read_samples(reader, path, rules, problems):
