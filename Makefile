@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 	if $$python -c '' 2>/dev/null; then echo $$python; break; fi; done)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test venv lint types clean
+.PHONY: help demo test venv lint types scripts container-test clean
 
 help: ## say what there is to do (this text)
 	@echo 'LFP-ViT: from a table of LFP traces to an honestly evaluated transformer.'
@@ -17,8 +17,8 @@ help: ## say what there is to do (this text)
 	@echo 'New here? `make demo` goes the whole way with generated recordings.'
 	@echo 'Changed something? `make test` checks it.'
 	@echo
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile \
-		| awk -F '|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile \
+		| awk -F '|' '{ printf "%-21s %s\n", $$1, $$2 }'
 	@echo
 	@echo 'Your own table: ./run_dataflow.sh --help, then ./run_training.sh --help'
 
@@ -46,7 +46,7 @@ demo: $(STAMP) ## generate recordings, preprocess, train, evaluate and report
 	@echo '  ./run_dataflow.sh --input table.parquet --output my_dataset'
 	@echo '  ./run_training.sh --data my_dataset --output my_run --experiment e3'
 
-test: lint types ## check style, types and behaviour
+test: lint types scripts ## check style, types and behaviour
 	$(BIN) -m pytest -n 2
 
 lint: $(STAMP) ## check style and format with ruff
@@ -55,6 +55,17 @@ lint: $(STAMP) ## check style and format with ruff
 
 types: $(STAMP) ## check types with mypy
 	$(BIN) -m mypy
+
+scripts: $(STAMP) ## check the shell scripts and the Dockerfile: shellcheck, hadolint, bats
+	.venv/bin/shellcheck -x .ci/run run_*.sh cloud/*.sh tests/scripts/project.bash \
+		$(addprefix tests/scripts/bin/,gcloud docker sleep) tests/scripts/*.bats
+	.venv/bin/hadolint Dockerfile.trainer
+	@if command -v bats >/dev/null; then bats tests/scripts; else \
+		echo 'make: the tests of the shell scripts are left out, for there is no bats' \
+			'(Debian: apt-get install bats; macOS: brew install bats-core)' >&2; fi
+
+container-test: $(STAMP) ## build the container and train in it (not part of test)
+	cloud/container_test.sh
 
 venv: $(STAMP) ## set up .venv, anew whenever setup.py or constraints.txt changed
 
