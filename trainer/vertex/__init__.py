@@ -1,0 +1,1 @@
+"""Runs on Vertex AI: job specifications, submitting and watching them, what the container says."""
