@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import datasets
+from tests import datasets, tables
 from tests.datasets import Recording, recording
 from trainer.data.dataset_folder import open_dataset
+from trainer.data.digests import row_digests
 from trainer.data.leakage import LeakageError, check_dataset
-from trainer.data.split_scan import row_digests, scan_split
+from trainer.data.split_scan import scan_split
 from trainer.data.storage import DatasetError
 from trainer.data.verified_shards import recall_index
 
@@ -89,6 +91,85 @@ def test_statistics_of_other_sessions_than_train(tmp_path: Path, sessions: list[
     message = refusal(path)
     assert "normalisation was not computed from exactly the train sessions" in message
     assert all(name in message for name in sorted(set("abc") ^ set(sessions))[:3])
+
+
+@pytest.fixture(scope="module", params=["global", "per_frequency", "none"])
+def normalised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of the pipeline, with session gains."""
+    folder = tmp_path_factory.mktemp("normalised")
+    flags = ["--normalization", request.param, "--gain_correction", "session"]
+    return datasets.make_dataset(tables.make_table(12, 4), folder, *flags)
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_statistics_that_the_train_sessions_do_not_give(
+    normalised: Path, tmp_path: Path, name: str
+) -> None:
+    path = shutil.copytree(normalised, tmp_path / "dataset")
+    check_dataset(open_dataset(path))
+
+    def change(by: float) -> Callable[[dict[str, Any]], None]:
+        def edit(content: dict[str, Any]) -> None:
+            stated = np.atleast_1d(content["normalization"][name])
+            stated[-1] = stated[-1] * (1 + by) + by * (stated[-1] == 0)
+            is_list = isinstance(content["normalization"][name], list)
+            content["normalization"][name] = stated.tolist() if is_list else float(stated[0])
+
+        return edit
+
+    # What another program may have rounded otherwise.
+    datasets.edit_manifest(path, change(1e-12 * (open_dataset(path).normalization[name] != 0)))
+    check_dataset(open_dataset(path))
+    datasets.edit_manifest(path, change(1e-8))
+    assert f"by another {name} than that of the train sessions" in refusal(path)
+
+
+def test_statistics_of_all_sessions_that_are_said_to_be_of_train(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    path = shutil.copytree(datasets.small_dataset(tmp_path_factory), tmp_path / "dataset")
+    values = np.concatenate(
+        [
+            trial["spectrogram"].astype(np.float64).ravel()
+            for split in SPLITS
+            for trial in datasets.read_trials(path, split).values()
+        ]
+    )
+
+    def edit(content: dict[str, Any]) -> None:
+        norm = content["normalization"]
+        norm["mean"] += norm["std"] * values.mean()
+        norm["std"] *= values.std()
+
+    datasets.edit_manifest(path, edit)
+    assert "by another mean than that of the train sessions" in refusal(path)
+
+
+@pytest.mark.parametrize("method", ["z-score", None])
+def test_an_unknown_normalisation(tmp_path: Path, method: str | None) -> None:
+    path = datasets.write_dataset(tmp_path, SPLITS)
+    datasets.edit_manifest(
+        path, lambda content: content["normalization"].update(normalization=method)
+    )
+    assert "do not say what the values were normalised by" in refusal(path, DatasetError)
+
+
+def test_every_file_beside_the_shards_is_the_one_of_the_manifest(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    path = shutil.copytree(datasets.small_dataset(tmp_path_factory), tmp_path / "dataset")
+    names = open_dataset(path).files
+    assert {"spectrogram_norm_stats.json", "sessions.parquet", "train.json"} <= set(names)
+    for name in names:
+        content = (path / name).read_bytes()
+        (path / name).write_bytes(content + b" ")
+        assert f"{path / name} is not the file that dataset.json lists" in refusal(
+            path, DatasetError
+        )
+        (path / name).unlink()
+        assert f"{path / name} is missing" in refusal(path, DatasetError)
+        (path / name).write_bytes(content)
+    check_dataset(open_dataset(path))
 
 
 @pytest.mark.parametrize("member", ["spectrogram", "baseline"])

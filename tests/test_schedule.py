@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainer.training.schedule import derive_seed, ema_decay, learning_rate
+from trainer.training.schedule import capped_warmup, derive_seed, ema_decay, learning_rate
 
 SHAPE: dict[str, Any] = {"total_steps": 100, "warmup_steps": 10, "lr": 1e-3, "min_lr": 1e-5}
 
@@ -29,7 +29,7 @@ def test_after_the_warm_up_it_is_half_a_cosine_that_ends_at_the_lowest_rate():
 def test_any_warm_up_gives_rates_within_bounds_at_every_step(warmup_steps):
     shape: dict[str, Any] = {
         "total_steps": 7,
-        "warmup_steps": warmup_steps,
+        "warmup_steps": capped_warmup(warmup_steps, 7),
         "lr": 1.0,
         "min_lr": 0.1,
     }
@@ -37,9 +37,17 @@ def test_any_warm_up_gives_rates_within_bounds_at_every_step(warmup_steps):
     rates = [learning_rate(step, **shape) for step in range(7)]
 
     assert all(0 < rate <= 1.0 for rate in rates)
-    if warmup_steps < 7:
-        assert rates[-1] == pytest.approx(0.1)
-        assert rates[warmup_steps:] == sorted(rates[warmup_steps:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1)
+    top = rates.index(max(rates))
+    assert top == max(0, min(warmup_steps, 3) - 1)
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_a_run_of_one_step_takes_it_at_the_rate_of_the_last():
+    shape: dict[str, Any] = {"total_steps": 1, "warmup_steps": capped_warmup(1, 1)}
+
+    assert learning_rate(0, lr=1.0, min_lr=0.1, **shape) == pytest.approx(0.1)
 
 
 def test_a_longer_run_follows_the_longer_schedule():

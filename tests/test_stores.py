@@ -219,8 +219,11 @@ def test_open_loaders_gives_train_and_val_behind_the_gate(dataset: Path, tmp_pat
     folder = open_dataset(dataset)
     config = LoaderConfig("stream", num_workers=0)
     options: dict[str, Any] = {"batch_size": 7, "device": CPU, "seed": 3}
-    loaders = open_loaders(folder, SEQUENCE, config, cache=tmp_path, **options)
+    loaders, plans = open_loaders(folder, SEQUENCE, config, cache=tmp_path, **options)
     assert list(loaders) == ["train", "val"]
+    assert plans["val"] == loaders["val"].describe()
+    test = loader_of(dataset, "memory", split="test", shuffle=False)
+    assert plans["test"] == replace(test.describe(), store="", n_bytes=0, shards_per_rank=())
     assert check_epoch(loaders["train"], dataset) != check_epoch(loaders["train"], dataset, 1)
     assert check_epoch(loaders["val"], dataset) == check_epoch(loaders["val"], dataset, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -251,8 +254,8 @@ def test_open_loaders_without_val(tmp_path: Path) -> None:
     splits = {"train": [recording("a", "WT", 8), recording("b", "FMR1", 8)]}
     folder = open_dataset(datasets.write_dataset(tmp_path, splits))
     config = LoaderConfig()
-    found = open_loaders(folder, SequenceConfig(4), config, batch_size=2, device=CPU, seed=0)
-    assert list(found) == ["train"]
+    found, plans = open_loaders(folder, SequenceConfig(4), config, batch_size=2, device=CPU, seed=0)
+    assert list(found) == list(plans) == ["train"]
     with pytest.raises(DatasetError, match="has no trials in val"):
         loader_of(folder.url, "memory", split="val")
 
@@ -280,7 +283,15 @@ def test_sequences_that_all_have_a_gap(tmp_path: Path) -> None:
 def test_a_class_whose_sessions_are_all_too_short(tmp_path: Path) -> None:
     splits = {"train": [recording("a", "WT", 12), recording("b", "FMR1", 5)]}
     path = datasets.write_dataset(tmp_path, splits)
-    with pytest.raises(DatasetError, match="train has no sequence of 6 trials of class FMR1"):
+    with pytest.raises(DatasetError, match="train has no sequence of 6 trials of class FMR1") as e:
+        loader_of(path, "memory")
+    assert "lower --sequence.n_trials, because its longest session has 5 trials" in str(e.value)
+
+
+def test_a_class_whose_sessions_all_have_gaps(tmp_path: Path) -> None:
+    holes = datasets.Recording("b", "b", "FMR1", {i: [9 * i, 9 * i + 1, 9 * i + 5] for i in (0, 1)})
+    path = datasets.write_dataset(tmp_path, {"train": [recording("a", "WT", 12), holes]})
+    with pytest.raises(DatasetError, match=r"of class FMR1.*: raise --sequence.max_gap or lower"):
         loader_of(path, "memory")
 
 
@@ -479,7 +490,7 @@ dist.init_process_group(
 )
 try:
     for store in ("memory", "device", "stream"):
-        loaders = open_loaders(
+        loaders, _ = open_loaders(
             open_dataset(sys.argv[1]), SequenceConfig(6, max_gap=1),
             LoaderConfig(store, num_workers=1), batch_size=5, device=torch.device("cpu"), seed=0,
             rank=rank, world_size=world_size,

@@ -19,11 +19,23 @@ from torch.nn import functional
 from tests import datasets, runs, tables
 from tests.runs import MODEL, N_TRIALS, best_state, flags, last_state, log_of
 from trainer.__main__ import main
-from trainer.config import ModelConfig
+from trainer.config import (
+    AugmentConfig,
+    Config,
+    LoaderConfig,
+    ModelConfig,
+    OptimConfig,
+    SequenceConfig,
+)
+from trainer.data.dataset_folder import open_dataset
+from trainer.data.loader import make_loader
+from trainer.distributed import Process
 from trainer.evaluation.predictions import Predictions
 from trainer.model import create_model
 from trainer.options import EXPERIMENTS
 from trainer.training.checkpoint import read_marker
+from trainer.training.train_step import start_training
+from trainer.training.training_state import new_window
 from trainer.training.validation import validate
 
 
@@ -141,12 +153,11 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(
     assert_same_gradient(gradient_of(run), whole_gradient[1])
 
 
-def torchrun(arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+def run_in_two_processes(arguments: list[str]) -> None:
     done = subprocess.run(
-        [*command, "--nproc_per_node", "2", "-m", "trainer", *arguments],
+        [sys.executable, "-m", "trainer", *arguments],
         cwd=runs.ROOT,
-        env=runs.ENVIRONMENT,
+        env={**runs.ENVIRONMENT, "TRAINER_PROCESSES_PER_REPLICA": "2"},
         capture_output=True,
         text=True,
         check=False,
@@ -161,7 +172,7 @@ def test_two_processes_give_the_gradient_and_the_predictions_of_one(
     run = tmp_path / "run"
     more = {"train__batch_size": 4, "optim__accumulate": 6}
 
-    torchrun(flags(dataset, run, **GRADIENT, **more))
+    run_in_two_processes(flags(dataset, run, **GRADIENT, **more))
 
     alone, gradient = whole_gradient
     assert_same_gradient(gradient_of(run), gradient)
@@ -192,14 +203,88 @@ def test_weight_decay_is_for_matrices_only(dataset, tmp_path):
         torch.testing.assert_close(after[name], expected, rtol=1e-6, atol=1e-9, msg=name)
 
 
+#: No weight moves: what differs between losses is what the model was shown.
+STILL: dict[str, Any] = {"lr": 1e-30, "min_lr": 0.0, "class_weight": "none"}
+
+
+def test_every_epoch_takes_the_same_sequences_in_another_order(dataset, tmp_path):
+    run = tmp_path / "run"
+    more = {f"optim__{name}": value for name, value in STILL.items()}
+    alone = {"train__batch_size": 1, "sequence__stride": 5, "model__drop_path_rate": 0}
+
+    assert main(flags(dataset, run, **more, **alone)) == 0
+
+    first, second = ([x["loss"] for x in log_of(run, "train") if x["epoch"] == e] for e in (1, 2))
+    assert len(first) == len(windows_of(dataset, "train", stride=5))
+    assert first != second
+    assert sorted(first) == pytest.approx(sorted(second), rel=1e-5)
+
+
+def losses_of_one_batch(dataset: Path, n_steps: int = 2, rank: int = 0, **sections: Any):
+    """Show one batch to a model that never changes; return the loss of each step."""
+    process = Process(rank, 1, torch.device("cpu"))
+    config = Config(
+        sequence=SequenceConfig(N_TRIALS), optim=OptimConfig(**STILL), **{**QUIET, **sections}
+    )
+    folder = open_dataset(dataset)
+    loader = make_loader(
+        *(folder, "train", config.sequence, LoaderConfig("memory")),
+        batch_size=8,
+        device=process.device,
+        seed=0,
+        shuffle=True,
+    )
+    step, state = start_training(config, folder, loader, process)
+    batch = next(loader.batches(0))
+    losses = []
+    for _ in range(n_steps):
+        state.window = new_window(process.device)
+        step(state, [batch])
+        losses.append(float(state.window[0] / state.window[1]))
+    return losses
+
+
+#: Nothing is drawn at random.
+QUIET: dict[str, Any] = {
+    "model": ModelConfig(**MODEL, drop_path_rate=0.0),
+    "augment": AugmentConfig(),
+}
+RANDOM: dict[str, dict[str, Any]] = {
+    "dropout": {"model": ModelConfig(**MODEL, drop_path_rate=0.0, drop_rate=0.3)},
+    "stochastic depth": {"model": ModelConfig(**MODEL, drop_path_rate=0.5)},
+    "augmentation": {"augment": AugmentConfig(time_mask=8, gain_jitter=0.3, mixup=0.4)},
+}
+
+
+@pytest.mark.parametrize("what", RANDOM)
+def test_every_step_and_every_process_draws_anew_and_the_same_in_every_run(dataset, what):
+    quiet = losses_of_one_batch(dataset)
+    assert quiet[0] == quiet[1]
+
+    losses = [losses_of_one_batch(dataset, rank=rank, **RANDOM[what]) for rank in (0, 1)]
+
+    assert len({*quiet, *losses[0], *losses[1]}) == 5
+    assert losses_of_one_batch(dataset, rank=1, **RANDOM[what]) == losses[1]
+
+
 # --- What is written ------------------------------------------------------------------------------
+
+
+#: The rate keeps the weights away from their moving average.
+FINISHED = {
+    "optim__ema_decay": 0.9,
+    "optim__lr": 3e-3,
+    "optim__min_lr": 3e-3,
+    "train__epochs": 3,
+    "train__log_every": 5,
+    "train__top_k": 2,
+}
 
 
 @pytest.fixture(scope="module")
 def finished(dataset, tmp_path_factory):
     run = tmp_path_factory.mktemp("finished") / "run"
-    more = {"optim__ema_decay": 0.9, "train__log_every": 5, "train__top_k": 2}
-    assert main(flags(dataset, run, train__epochs=3, **more)) == 0
+    assert main(flags(dataset, run, **FINISHED)) == 0
     return run
 
 
@@ -235,6 +320,24 @@ def test_the_predictions_are_those_of_the_best_averaged_weights_on_every_sequenc
         with torch.no_grad():
             logits = model(torch.from_numpy(x[None]).float())[0]
         np.testing.assert_allclose(row["logits"], logits.numpy(), atol=1e-5)
+
+
+def test_an_epoch_is_judged_by_the_averaged_weights(dataset, finished):
+    windows = windows_of(dataset, "val")
+    x = torch.from_numpy(np.stack([x for x, _ in windows.values()])).float()
+    label = torch.tensor([label for _, label in windows.values()])
+    marker, state = read_marker(finished / "checkpoints"), best_state(finished)
+    assert marker
+
+    with torch.no_grad():
+        averaged, raw = (
+            functional.cross_entropy(model_with(state[name]).eval()(x), label).item()
+            for name in ("ema", "model")
+        )
+
+    logged = log_of(finished, "val")[marker.best[0].epoch - 1]["loss"]
+    assert logged == pytest.approx(averaged, rel=1e-6)
+    assert abs(raw - averaged) > 1e-5 * averaged
 
 
 def test_the_metrics_say_what_they_were_computed_from(dataset, finished):
@@ -289,9 +392,8 @@ def test_the_same_command_after_the_end_trains_no_more(finished, capsys):
     weights = (finished / "checkpoints/committed.json").read_bytes()
     log = (finished / "metrics.jsonl").read_bytes()
     content = yaml.safe_load((finished / "config.yaml").read_text())
-    more = {"optim__ema_decay": 0.9, "train__log_every": 5, "train__top_k": 2}
 
-    assert main(flags(Path(content["data"]), finished, train__epochs=3, **more)) == 0
+    assert main(flags(Path(content["data"]), finished, **FINISHED)) == 0
 
     assert (finished / "checkpoints/committed.json").read_bytes() == weights
     assert (finished / "metrics.jsonl").read_bytes() == log

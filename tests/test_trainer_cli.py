@@ -7,14 +7,19 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import fsspec
+import psutil
 import pytest
 
 from tests import datasets
-from tests.runs import ROOT, flags, log_of
+from tests.runs import ENVIRONMENT, ROOT, flags, last_state, log_of
 from trainer.__main__ import COMMANDS, main
+from trainer.errors import UsageError
+from trainer.launch import Failure, first_error
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ def test_help_and_complaints_do_not_wait_for_pytorch():
     [
         (["trian"], 2, "did you mean train?"),
         (["train", "--model.sise", "tiny"], 2, "did you mean --model.size?"),
-        (["train", "--vertex"], 2, "--vertex is not available yet"),
+        (["train", "--vertex"], 2, "--project is missing"),
         (["train", "--data", "{tmp}/none", "--output", "{tmp}/run"], 1, "has no dataset.json"),
         (["train", "--data", "nofs://x", "--output", "{tmp}/run"], 1, "nofs"),
         (["train", "--data", "{data}", "--output", "nofs://x"], 1, "nofs"),
@@ -128,6 +133,50 @@ def test_leaking_splits_are_not_trained_on(dataset, tmp_path, capsys):
     assert status == 1
     assert "leaks: the normalisation was not computed from exactly the train sessions" in lines[-1]
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_test_split_too_short_for_the_sequences_is_refused_before_the_training(tmp_path, capsys):
+    splits = {
+        split: [datasets.recording(f"{split}{name}", name, n) for name in datasets.CLASSES]
+        for split, n in (("train", 12), ("val", 12), ("test", 3))
+    }
+    data = datasets.write_dataset(tmp_path / "dataset", splits)
+
+    status, lines = status_and_error(flags(data, tmp_path / "run"), capsys)
+
+    assert status == 2
+    assert "--sequence.n_trials 4 is longer than every session of test" in lines[-1]
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_the_plan_counts_the_sequences_of_every_split_and_class(dataset, tmp_path, capsys):
+    assert main(flags(dataset, tmp_path / "run", train__epochs=1)) == 0
+
+    plan = capsys.readouterr().out.partition("Model: ")[0]
+    for split in ("train", "val", "test"):
+        (row,) = (line for line in plan.splitlines() if f" {split} " in line)
+        counts = [int(word.replace(",", "")) for word in re.findall(r"[\d,]+", row)]
+        numbers = defaultdict(list)
+        for session, trial in datasets.read_trials(dataset, split).items():
+            numbers[session[0], trial["label"]].append(session[1])
+        per_class: Counter[int] = Counter()
+        for (_, label), found in numbers.items():
+            found.sort()
+            starts = range(0, len(found) - 3, 2)
+            per_class[label] += sum(found[i + 3] - found[i] == 3 for i in starts)
+        assert counts[:2] == [per_class[0], per_class[1]]
+        assert counts[2] == sum(map(len, numbers.values()))
+
+
+def test_a_dataset_given_as_a_file_url_is_found_again_by_evaluate(dataset, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(flags(f"file://{dataset}", f"file://{run}", train__epochs=1)) == 0
+    capsys.readouterr()
+
+    status, lines = status_and_error(["evaluate", run], capsys)
+
+    assert (status, lines) == (0, [])
 
 
 @pytest.mark.parametrize("split", ["val", "test", "train"])
@@ -197,9 +246,8 @@ def checkout(tmp_path):
     (root / "trainer" / "__init__.py").touch()
     (root / "trainer" / "__main__.py").write_text(
         "import os, sys\n"
-        "rank = (os.environ.get('RANK', ''), os.environ.get('WORLD_SIZE', ''))\n"
-        # In one piece: two processes may write at the same time.
-        "os.write(1, f'{[os.getcwd(), *rank, *sys.argv[1:]]}\\n'.encode())\n"
+        "processes = os.environ['TRAINER_PROCESSES_PER_REPLICA']\n"
+        "print([os.getcwd(), processes, *sys.argv[1:]])\n"
         "sys.exit(int(os.environ.get('STATUS', '0')))\n"
     )
     return root
@@ -212,22 +260,29 @@ def test_the_script_passes_flags_folder_and_status_through(checkout, tmp_path, s
     done = run_training(checkout / "run_training.sh", *words, cwd=tmp_path, STATUS=str(status))
 
     assert done.returncode == status
-    assert ast.literal_eval(done.stdout) == [str(tmp_path), "", "", "train", *words]
+    assert ast.literal_eval(done.stdout) == [str(tmp_path), "1", "train", *words]
 
 
 def test_the_script_without_flags_trains_on_the_dataset_of_its_checkout(checkout, tmp_path):
     done = run_training(checkout / "run_training.sh", cwd=tmp_path)
 
     expected = ["train", "--data", "out/dataset", "--output", "out/run"]
-    assert ast.literal_eval(done.stdout) == [str(checkout), "", "", *expected]
+    assert ast.literal_eval(done.stdout) == [str(checkout), "1", *expected]
 
 
 def test_the_script_starts_as_many_processes_as_it_is_told(checkout, tmp_path):
     done = run_training(checkout / "run_training.sh", "--data", "a b", cwd=tmp_path, NPROC="2")
 
     assert done.returncode == 0, done.stderr
-    calls = sorted(ast.literal_eval(line) for line in done.stdout.splitlines())
-    assert calls == [[str(tmp_path), rank, "2", "train", "--data", "a b"] for rank in ("0", "1")]
+    assert ast.literal_eval(done.stdout) == [str(tmp_path), "2", "train", "--data", "a b"]
+
+
+@pytest.mark.parametrize("number", ["0", "two", "-1"])
+def test_the_script_refuses_what_is_no_number_of_processes(checkout, tmp_path, number):
+    done = run_training(checkout / "run_training.sh", cwd=tmp_path, NPROC=number)
+
+    assert done.returncode == 2
+    assert done.stderr == f"error: NPROC must be the number of processes, not '{number}'\n"
 
 
 def test_the_script_without_packages_asks_for_make_venv(checkout, tmp_path):
@@ -257,13 +312,119 @@ def test_the_script_trains(dataset, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
+# --- Several processes ----------------------------------------------------------------------------
+
+
+def start_two(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer", *arguments],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "TRAINER_PROCESSES_PER_REPLICA": "2"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_log(process: subprocess.Popen[str], run: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_bytes():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "expected"),
+    [
+        # Before the processes start; in the main process alone; in both.
+        ("--model.sise=tiny", 2, "did you mean --model.size?"),
+        ("--output={data}", 2, "give the run a folder of its own"),
+        ("--sequence.n_trials=99", 2, "--sequence.n_trials 99 is longer than every session"),
+    ],
+)
+def test_what_is_wrong_with_two_processes_is_said_in_one_line(
+    dataset, tmp_path, word, status, expected
+):
+    process = start_two([*flags(dataset, tmp_path / "run"), word.format(data=dataset)])
+    _, errors = process.communicate(timeout=200)
+
+    assert process.returncode == status
+    (line,) = errors.splitlines()
+    assert line.startswith("error: ")
+    assert not line.startswith("error: process")
+    assert expected in line
+
+
+def test_a_signal_to_two_processes_saves_and_says_so_once(dataset, tmp_path):
+    run = tmp_path / "run"
+    process = start_two(flags(dataset, run, train__epochs=500))
+    wait_for_log(process, run)
+    process.terminate()
+    _, errors = process.communicate(timeout=100)
+
+    assert process.returncode == 1
+    lines = [line for line in errors.splitlines() if not line.startswith(("epoch", "measured"))]
+    (step,) = re.findall(r"error: stopped by SIGTERM after step (\d+), which is saved", lines[-1])
+    assert len(lines) == 1
+    assert last_state(run)["step"] == int(step)
+
+
+def test_a_process_that_was_killed_is_named(dataset, tmp_path):
+    run = tmp_path / "run"
+    process = start_two(flags(dataset, run, train__epochs=500))
+    wait_for_log(process, run)
+    (child,) = (
+        child
+        for child in psutil.Process(process.pid).children()
+        if child.environ().get("RANK") == "1"
+    )
+    child.kill()
+    _, errors = process.communicate(timeout=100)
+
+    assert process.returncode == 1
+    lines = [line for line in errors.splitlines() if not line.startswith(("epoch", "measured"))]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: process 1: ended by SIGKILL")
+
+
+def failure(time: float, rank: int, message: str, status: int = 1) -> Failure:
+    return Failure(time, rank, message, status)
+
+
+@pytest.mark.parametrize(
+    ("said", "ended", "expected"),
+    [
+        # What one says after the other is what came of it.
+        ([failure(2, 0, "lost 1"), failure(1, 1, "bad")], [failure(0, 1, "x")], "process 1: bad"),
+        ([failure(1, 0, "bad"), failure(2, 1, "lost 0")], [], "bad"),
+        # Both say the same.
+        ([failure(2, 0, "bad"), failure(1, 1, "bad")], [], "bad"),
+        ([failure(2, 0, "lost 1")], [failure(1, 1, "ended by SIGKILL")], "process 1: ended by SIG"),
+        # torchrun ended it, after the failure or before it was ready.
+        ([failure(2, 1, "bad")], [failure(1, 0, "ended by SIGTERM")], "process 1: bad"),
+        ([failure(2, 1, "bad")], [failure(33, 0, "ended by SIGKILL")], "process 1: bad"),
+        ([], [failure(2, 1, "ended by SIGTERM")], "process 1: ended by SIGTERM"),
+    ],
+)
+def test_of_several_failures_the_first_is_said(said, ended, expected):
+    assert str(first_error(said, ended)).startswith(expected)
+
+
+def test_the_first_failure_gives_the_status():
+    failures = [failure(1, 0, "wrong", 2), failure(2, 1, "lost 0")]
+
+    assert isinstance(first_error(failures, []), UsageError)
+    assert not isinstance(first_error(failures[1:], []), UsageError)
+
+
 # --- The container --------------------------------------------------------------------------------
 
 
 def test_the_container_runs_the_command_line_as_nobody_in_particular():
     lines = (ROOT / "Dockerfile.trainer").read_text().splitlines()
 
-    assert "FROM python:3.11-slim" in lines
+    assert any(re.match(r"FROM python:3\.11[.\d]*-slim", line) for line in lines)
     assert 'ENTRYPOINT ["python", "-m", "trainer"]' in lines
     users = [line.split()[1] for line in lines if line.startswith("USER ")]
     assert users

@@ -81,7 +81,6 @@ def test_the_store_has_a_short_flag():
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--data"], "--data"),
         (["out/dataset"], "out/dataset"),
-        (["--vertex"], "--vertex is not available yet"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line_that_helps(flags, expected):

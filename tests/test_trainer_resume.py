@@ -1,5 +1,6 @@
 """A run that was stopped, by whatever, ends as if it had not been."""
 
+import dataclasses
 import json
 import os
 import random
@@ -12,11 +13,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 from tests import datasets
-from tests.runs import ENVIRONMENT, ROOT, best_state, flags, last_state, log_of
+from tests.runs import (
+    ENVIRONMENT,
+    ROOT,
+    assert_equal,
+    best_state,
+    curves,
+    flags,
+    last_state,
+    log_of,
+)
 from trainer.__main__ import main
 from trainer.training.checkpoint import read_marker
 
@@ -40,7 +52,20 @@ EVERYTHING = {
     "augment__mixup": 0.4,
 }
 STEPS = 78
-TIMING = {"sequences_per_second", "data_wait"}
+
+
+#: Two animals a split, and a model for their spectrograms of 3 x 8.
+TWO_ANIMALS = {
+    split: [datasets.recording(f"{split}{name}", name, 12) for name in datasets.CLASSES]
+    for split in ("train", "val", "test")
+}
+SMALL = {"model__patch_freq": 3, "model__patch_time": 4}
+
+
+def tell_apart(sample: Any) -> Any:
+    """Give a class more power than the other one."""
+    shift = np.float16(4 * sample.metadata["label"])
+    return dataclasses.replace(sample, spectrogram=sample.spectrogram + shift)
 
 
 @pytest.fixture(scope="module")
@@ -99,28 +124,6 @@ def stopped_run(arguments: list[str], run: Path, signals: list[signal.Signals], 
     assert process.returncode == 0, errors
 
 
-def assert_equal(a: Any, b: Any, where: str = "") -> None:
-    """Bit for bit, at any depth; the length of a log with times in it is no part of a state."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for name in a.keys() - {"log_bytes"}:
-            assert_equal(a[name], b[name], f"{where}.{name}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{index}]")
-    else:
-        assert a == b, where
-
-
-def curves(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: v for name, v in line.items() if name not in TIMING} for line in lines]
-
-
 def results(run: Path, split: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((run / f"metrics/{split}.json").read_text())
     del content["checkpoint"]["sha256"]
@@ -175,7 +178,7 @@ def test_a_run_without_progress_on_val_stops_early_and_goes_on_with_more_patienc
     still = {"optim__lr": 1e-30, "optim__min_lr": 0, "optim__warmup_epochs": 0, "train__epochs": 9}
 
     assert main(flags(dataset, run, **still, train__patience=2)) == 0
-    assert "stopped early: no better epoch on val for 2 epochs" in capsys.readouterr().err
+    assert "stopped early: no higher AUC of val's sessions for 2 epochs" in capsys.readouterr().err
     assert [line["epoch"] for line in log_of(run, "val")] == [1, 2, 3]
 
     assert main(flags(dataset, run, **still, train__patience=4)) == 0
@@ -183,6 +186,22 @@ def test_a_run_without_progress_on_val_stops_early_and_goes_on_with_more_patienc
     marker = read_marker(run / "checkpoints")
     assert marker
     assert [entry.epoch for entry in marker.best] == [1]
+
+
+def test_a_lower_loss_at_an_equal_auc_makes_a_better_epoch_but_buys_no_time(tmp_path, capsys):
+    dataset = datasets.write_dataset(tmp_path / "dataset", TWO_ANIMALS, change=tell_apart)
+    more = {"train__epochs": 9, "train__patience": 2, "optim__warmup_epochs": 0}
+
+    assert main(flags(dataset, tmp_path / "run", **SMALL, **more)) == 0
+
+    assert "stopped early: no higher AUC of val's sessions for 2" in capsys.readouterr().err
+    epochs = log_of(tmp_path / "run", "val")
+    assert [line["auc"] for line in epochs] == [1.0, 1.0, 1.0]
+    losses = [line["loss"] for line in epochs]
+    assert losses == sorted(set(losses), reverse=True)
+    marker = read_marker(tmp_path / "run/checkpoints")
+    assert marker
+    assert [entry.epoch for entry in marker.best] == [3]
 
 
 def test_two_processes_never_train_in_one_folder(dataset, tmp_path, capsys):
@@ -246,6 +265,42 @@ def test_a_stream_does_not_go_on_where_a_resident_store_was(dataset, tmp_path, c
     line = error_line(flags(dataset, run, train__epochs=2, loader__store="stream"), capsys)
 
     assert "order was resident and is stream with 2 workers" in line
+    # What was refused is not what the run says of itself.
+    assert yaml.safe_load((run / "config.yaml").read_text())["loader"]["store"] == "memory"
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 1e-6])
+def test_the_same_command_goes_on_whatever_memory_is_free(dataset, tmp_path, capsys, memory_gb):
+    """As if memory were short in one of two starts: auto is what it was in the first."""
+    run, unbroken = tmp_path / "run", tmp_path / "unbroken"
+    store = "memory" if memory_gb == 1.0 else "stream"
+    assert main(flags(dataset, unbroken, train__epochs=2, loader__store=store)) == 0
+    assert main(flags(dataset, run, train__epochs=1, loader__memory_gb=memory_gb)) == 0
+    other = flags(dataset, run, train__epochs=2, loader__memory_gb=1e-6 / memory_gb)
+
+    if store == "memory":
+        line = error_line(other, capsys)
+        assert "began with its trials in memory" in line
+        assert "room for 1e-06 GB; free some memory, or allow more with --loader.memory_gb" in line
+        assert main(flags(dataset, run, train__epochs=2)) == 0
+    else:
+        assert main(other) == 0
+
+    assert [line["epoch"] for line in log_of(run, "val")] == [1, 2]
+    assert last_state(run)["identity"] == last_state(unbroken)["identity"]
+
+
+def test_fewer_epochs_than_were_trained_are_refused(dataset, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(flags(dataset, run, train__epochs=2)) == 0
+    before = (run / "config.yaml").read_bytes()
+
+    line = error_line(flags(dataset, run, train__epochs=1), capsys, status=2)
+
+    assert f"{run} has gone into epoch 2, past --train.epochs 1: give 2 or more" in line
+    assert (run / "config.yaml").read_bytes() == before
+    assert main(flags(dataset, run, train__epochs=2, train__patience=1)) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["patience"] == 1
 
 
 def test_a_damaged_checkpoint_is_named(dataset, one_epoch, tmp_path, capsys):

@@ -14,13 +14,17 @@ from typing import NoReturn
 
 from trainer import __version__
 from trainer.errors import UsageError
+from trainer.launch import launch, leave_failure
 from trainer.options import parse_run_options
+from trainer.vertex.container import read_replica
 
 _EXAMPLES = """examples:
   python -m trainer train --data out/dataset --output out/run --experiment e3
   python -m trainer evaluate out/run --split test
   python -m trainer baselines out/dataset
   python -m trainer report out/run
+  python -m trainer tune --data out/dataset --output out/tune --max_trials 20
+  python -m trainer submit --data gs://lab/dataset --output gs://lab/e3 --experiment e3
 
 COMMAND --help says more about each.
 """
@@ -32,7 +36,11 @@ COMMANDS = {
     "baselines": ("baselines", "simple classifiers on the same splits and units"),
     "attention": ("attention", "where a run's model looks, beside randomised weights"),
     "report": ("report", "one HTML page of one run or several"),
+    "submit": ("vertex", "the same as train, as a job of Vertex AI; train --vertex is that, too"),
+    "tune": ("tune", "search learning rate and regularisation by the AUC of val's sessions"),
 }
+#: Commands that take every flag of train beside their own.
+_TRAINING = ("submit", "tune")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,11 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(given)
     except KeyboardInterrupt:
-        _print_error("interrupted; the same command starts again", verbose)
-        return 1
+        return _print_error("interrupted; the same command starts again", 1, verbose)
     except Exception as error:
-        _print_error(str(error) or type(error).__name__, verbose)
-        return 2 if isinstance(error, UsageError) else 1
+        status = 2 if isinstance(error, UsageError) else 1
+        return _print_error(str(error) or type(error).__name__, status, verbose)
     return 0
 
 
@@ -86,13 +93,23 @@ def _run(given: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UsageError(f"there is no command {name!r}{hint}: {', '.join(COMMANDS)}")
+    words, on_vertex = list(given[1:]), "--vertex" in given
+    if name == "train" and on_vertex:
+        name = "submit"
+        words.remove("--vertex")
     package, text = COMMANDS[name]
     module = f"trainer.{package}.command"
     if name == "train":
         # Parsed before PyTorch is imported, so that help and complaints come at once.
-        options = parse_run_options(given[1:])
+        options = parse_run_options(words)
+        replica = read_replica(os.environ)
+        if replica is not None:
+            launch(replica.torchrun, given)
+            return
         importlib.import_module(module).run(options)
         return
+    if name == "evaluate" and on_vertex:
+        module = "trainer.vertex.evaluate"
     parser = _Parser(
         prog=f"python -m trainer {name}",
         description=f"{text[0].upper()}{text[1:]}.",
@@ -101,16 +118,25 @@ def _run(given: Sequence[str]) -> None:
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     command = importlib.import_module(module)
     command.add_arguments(parser)
-    command.run(parser.parse_args(given[1:]))
+    if name not in _TRAINING:
+        command.run(parser.parse_args(words))
+        return
+    arguments, rest = parser.parse_known_args(words)
+    arguments.train_arguments = rest
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    command.run(arguments, parse_run_options(rest, flags))
 
 
-def _print_error(message: str, verbose: bool) -> None:
-    """Print the exception that is being handled."""
+def _print_error(message: str, status: int, verbose: bool) -> int:
+    """Print the exception that is being handled, and return the exit status."""
     if verbose:
         traceback.print_exc()
-    rank = os.environ.get("RANK", "0")
-    process = "" if rank == "0" else f" in process {rank}"
-    print(f"error{process}: {' '.join(message.splitlines())}", file=sys.stderr)
+    line = " ".join(message.splitlines())
+    if not leave_failure(line, status):
+        rank = os.environ.get("RANK", "0")
+        process = "" if rank == "0" else f" in process {rank}"
+        print(f"error{process}: {line}", file=sys.stderr)
+    return status
 
 
 def _leave(status: int) -> NoReturn:

@@ -78,11 +78,15 @@ class LoaderConfig:
         if not given.
     num_workers : int
         Processes that read shards for store stream; 0 reads in the training process.
+    cache : str, optional
+        Folder on a disk of this machine that keeps the shards of a dataset behind a URL; their
+        SHA-256 is checked in every run. null keeps none. In short: --cache.
     """
 
     store: Literal["auto", "device", "memory", "stream"] = "auto"
     memory_gb: float | None = None
     num_workers: int = 2
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         _require_above_zero("loader", memory_gb=self.memory_gb)
@@ -208,7 +212,7 @@ class OptimConfig:
     min_lr : float
         Learning rate of the last step, at the end of the cosine.
     warmup_epochs : float
-        Length of the linear warm-up, in epochs.
+        Length of the linear warm-up, in epochs; half of the run where that is shorter.
     weight_decay : float
         Decoupled weight decay of matrices; vectors and embeddings have none.
     beta1 : float
@@ -277,8 +281,10 @@ class TrainConfig:
     compile : {"auto", "always", "never"}
         torch.compile; auto compiles on a GPU.
     patience : int, optional
-        Epochs without a better session-level AUC on val before the run stops early; null never
-        stops early. May be changed when a run is resumed.
+        Epochs without a higher session-level AUC on val before the run stops early; null never
+        stops early. Where val lacks a class, its loss takes the place of the AUC. A lower loss at
+        an equal AUC makes an epoch the best one, but buys no time. May be changed when a run is
+        resumed.
     log_every : int
         Steps between two lines of metrics.jsonl.
     checkpoint_every : int

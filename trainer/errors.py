@@ -7,3 +7,7 @@ class TrainerError(RuntimeError):
 
 class UsageError(TrainerError):
     """The command was used wrongly; exit status 2."""
+
+
+class DivergedError(TrainerError):
+    """The numbers of a training are no longer finite; other settings may do better."""

@@ -7,9 +7,10 @@ not exist is refused wherever it stands, and the nearest one that does is sugges
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ import yaml
 
 from trainer.config import SECTIONS, Config
 from trainer.errors import UsageError
+from trainer.vertex.container import run_folder
 
 EXPERIMENTS_FOLDER = Path(__file__).parent / "experiments"
 EXPERIMENTS = {
@@ -29,7 +31,7 @@ EXPERIMENTS = {
     "e4": "eight trials, augmented",
 }
 #: Flags that have a short name as well.
-_SHORT = {"--store": "--loader.store"}
+_SHORT = {"--store": "--loader.store", "--cache": "--loader.cache"}
 _EXAMPLES = """examples:
   python -m trainer train --data out/dataset --output out/run
   python -m trainer train --experiment e1 --output out/e1
@@ -89,7 +91,7 @@ def build_parser(prog: str = "python -m trainer train") -> jsonargparse.Argument
     )
     parser.add_argument(
         "--output",
-        default="out/run",
+        default=run_folder(os.environ) or "out/run",
         metavar="DIR",
         help="run folder, or gs:// URL; a run that is already there goes on",
     )
@@ -111,8 +113,16 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
         return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
-def parse_run_options(arguments: Sequence[str]) -> RunOptions:
+def parse_run_options(arguments: Sequence[str], others: Collection[str] = ()) -> RunOptions:
     """Return what the arguments of ``train`` ask for.
+
+    Where ``--output`` is not given, a job of Vertex AI says where the run folder is.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+    others : collection of str
+        Flags that the user can have meant beside those of ``train``.
 
     Raises
     ------
@@ -125,16 +135,32 @@ def parse_run_options(arguments: Sequence[str]) -> RunOptions:
     keys = {flag.removeprefix("--") for flag in flags}
     for word in ordered:
         name = word.split("=", 1)[0]
-        if name == "--vertex":
-            raise UsageError("--vertex is not available yet: run without it to train here")
         if word.startswith("--") and name not in flags:
-            raise UsageError(f"there is no flag {name}{_nearest(name, flags)}; see --help")
+            near = _nearest(name, flags.union(others))
+            raise UsageError(f"there is no flag {name}{near}; see --help")
     for path in _config_files(ordered):
         _check_keys(path, keys)
     values = parser.parse_args(ordered)
     sections = {name: cls(**vars(values[name])) for name, cls in SECTIONS.items()}
     command = shlex.join(["python", "-m", "trainer", "train", *arguments])
     return RunOptions(values["data"], values["output"], Config(**sections), command)
+
+
+def config_arguments(config: Config, leave_out: Collection[str] = ()) -> list[str]:
+    """Return flags that say every value of a config, so that no default is left to another machine.
+
+    Parameters
+    ----------
+    config : Config
+    leave_out : collection of str
+        Fields, ``SECTION.FIELD``, that get no flag.
+    """
+    return [
+        f"--{section}.{name}={'null' if value is None else value}"
+        for section, fields in asdict(config).items()
+        for name, value in fields.items()
+        if f"{section}.{name}" not in leave_out
+    ]
 
 
 def dump_config(config: Config, data: str, title: str) -> str:

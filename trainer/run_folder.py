@@ -1,27 +1,36 @@
 """The run folder, on disk or behind a URL such as ``gs://``.
 
 A run writes to a local folder in either case. Behind a URL that is a temporary one: it begins with
-what the URL holds, and what changed is copied there after every checkpoint. The commit marker of
-the checkpoints is copied last, so what the URL holds is always a run that can go on.
+what the URL holds, and what changed is copied there in the background, after every checkpoint and
+at the end (docs/decisions/0009). What the URL holds is always a run that can go on.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import io
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import fsspec
+from trainer.errors import TrainerError, UsageError
 
-from trainer.errors import TrainerError
+if TYPE_CHECKING:
+    from trainer.remote.mirror import Mirror
 
 COMMIT_MARKER = "checkpoints/committed.json"
 _LOCK = ".lock"
+#: Only appended to.
+_LIVE = ("metrics.jsonl", "tensorboard/")
+#: What two processes that train in one folder would take from each other.
+_GUARDED = ("checkpoints/", "config.yaml", "metrics.jsonl")
 
 
 @dataclass
@@ -38,42 +47,18 @@ class RunFolder:
 
     url: str
     path: Path
-    _remote: Any = None
-    _root: str = ""
-    _pushed: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _mirror: Mirror | None = None
 
     def push(self) -> None:
-        """Copy what changed to the URL; a folder on disk needs none."""
-        if self._remote is None:
-            return
-        current = self._current()
-        changed = [name for name, state in current.items() if self._pushed.get(name) != state]
-        try:
-            for name in sorted(changed, key=lambda name: (name == COMMIT_MARKER, name)):
-                self._remote.makedirs(f"{self._root}/{name}".rpartition("/")[0], exist_ok=True)
-                self._remote.put_file(str(self.path / name), f"{self._root}/{name}")
-            for name in self._pushed.keys() - current.keys():
-                self._remote.rm_file(f"{self._root}/{name}")
-        except OSError as error:
-            raise TrainerError(f"cannot write to {self.url}: {error}") from error
-        self._pushed = current
+        """Have the URL's copy brought up to now in the background; a folder on disk needs none.
 
-    def _pull(self) -> None:
-        try:
-            names = self._remote.find(self._root) if self._remote.exists(self._root) else []
-            for name in names:
-                relative = name.removeprefix(self._root).lstrip("/")
-                target = self.path / relative
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._remote.get_file(name, str(target))
-        except OSError as error:
-            raise TrainerError(f"cannot read {self.url}: {error}") from error
-        self._pushed = self._current()
-
-    def _current(self) -> dict[str, tuple[int, int]]:
-        files = (Path(folder, name) for folder, _, names in os.walk(self.path) for name in names)
-        stats = {file.relative_to(self.path).as_posix(): file.stat() for file in files}
-        return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+        Raises
+        ------
+        TrainerError
+            If nothing can be written there any more.
+        """
+        if self._mirror is not None:
+            self._mirror.push()
 
 
 def is_remote(url: str) -> bool:
@@ -81,40 +66,88 @@ def is_remote(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
 
 
+def local_path(url: str) -> Path:
+    """Return the path that a user means who gives a path or a URL that is not remote."""
+    return Path(url.removeprefix("file://"))
+
+
 @contextmanager
-def open_run(url: str | Path, *, alone: bool = False) -> Iterator[RunFolder]:
-    """Open a run folder, new or not; what is left unsaved is pushed when the body ends well.
+def open_run(
+    url: str | Path, *, alone: bool = False, with_weights: bool = True
+) -> Iterator[RunFolder]:
+    """Open a run folder, new or not; all that was pushed is at the URL when this ends.
 
     Parameters
     ----------
     url : str or pathlib.Path
     alone : bool
-        Refuse a folder on disk that another process has opened like this.
+        Refuse a folder on disk that another process has opened like this. At a URL, the one that
+        writes second ends.
+    with_weights : bool
+        Whether the files in ``checkpoints/`` are needed; they need not be fetched, then.
 
     Raises
     ------
     TrainerError
-        If the URL cannot be reached, or nothing reads its protocol.
+        If the URL cannot be reached or written, or nothing reads its protocol.
     """
     url = str(url)
-    if not is_remote(url):
-        path = Path(url.removeprefix("file://"))
-        with _locked(path) if alone else nullcontext():
-            yield RunFolder(url, path)
-        return
-    try:
-        remote, root = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise TrainerError(f"cannot open {url}: {error}") from error
-    with tempfile.TemporaryDirectory(prefix="lfp-vit-") as folder:
-        run = RunFolder(url, Path(folder), remote, root.rstrip("/"))
-        run._pull()
-        try:
+    if is_remote(url):
+        with _staged(url.rstrip("/"), with_weights) as run:
             yield run
-        except TrainerError as error:
-            # Nobody knows the temporary folder.
-            raise type(error)(str(error).replace(folder, url.rstrip("/"))) from error
-        run.push()
+        return
+    path = local_path(url)
+    with _locked(path) if alone else nullcontext():
+        yield RunFolder(url, path)
+
+
+@contextmanager
+def _staged(url: str, with_weights: bool) -> Iterator[RunFolder]:
+    """Let the body work on a temporary copy of a remote folder."""
+    # Here, because a folder on disk needs neither.
+    from trainer.remote.folder import RemoteError
+    from trainer.remote.mirror import Mirror
+    from trainer.remote.stores import open_remote
+
+    remote = open_remote(url)
+    if not url.partition("://")[2].strip("/").partition("/")[2]:
+        raise UsageError(f"{url} is a whole bucket: name a folder in it")
+    folder = tempfile.mkdtemp(prefix="lfp-vit-")
+    keep = False
+    try:
+        mirror = Mirror(Path(folder), remote, marker=COMMIT_MARKER, live=_LIVE, guarded=_GUARDED)
+        # No shards, either: a dataset is refused by its manifest.
+        without = ("tensorboard/", ".tar", *(() if with_weights else (".pt",)))
+        mirror.pull(without)
+        mirror.start()
+        run = RunFolder(url, Path(folder), mirror)
+        try:
+            try:
+                yield run
+                run.push()
+            finally:
+                mirror.close()
+        except RemoteError as error:
+            # Another one may come from another folder that the body has open.
+            if error is not mirror.failure:
+                raise
+            keep = True
+            raise RemoteError(
+                f"cannot write to {url} ({error}); what is missing there is kept in {folder}"
+            ) from error
+    except TrainerError as error:
+        if keep:
+            raise
+        # Nobody knows the temporary folder.
+        text = str(error).replace(folder, url)
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOSPC:
+            text += f" (it is staged in {tempfile.gettempdir()}: set TMPDIR to a larger disk)"
+        raise type(error)(text) from error
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        if remote.repeated:
+            print(f"{url}: {remote.repeated} requests failed and were repeated", file=sys.stderr)
 
 
 @contextmanager
@@ -158,6 +191,23 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise TrainerError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_file(url: str, content: bytes) -> None:
+    """Write one file, on disk or behind a URL, whatever is there.
+
+    Raises
+    ------
+    TrainerError
+        If it cannot be written.
+    """
+    if not is_remote(url):
+        write_atomically(local_path(url), content)
+        return
+    from trainer.remote.stores import open_remote
+
+    folder, _, name = url.rpartition("/")
+    open_remote(folder).upload(name, io.BytesIO(content), len(content), None)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.config import SECTIONS, Config, LoaderConfig
 from trainer.data.dataset_folder import DatasetFolder
+from trainer.data.store_choice import Order
 from trainer.errors import TrainerError
 from trainer.model import Temporal3DViT, create_model
 from trainer.options import load_config
@@ -73,6 +74,11 @@ def data_order(config: LoaderConfig, store: str) -> dict[str, str]:
     """
     streamed = f"stream with {config.num_workers} workers"
     return {"order": streamed if store == "stream" else "resident"}
+
+
+def order_of(identity: Mapping[str, Any]) -> Order:
+    """Return which stores give the batches of a run of this identity."""
+    return "stream" if identity["order"].startswith("stream") else "resident"
 
 
 def read_best(run: Path) -> tuple[Entry, dict[str, Any]]:

@@ -94,11 +94,6 @@ def fold(tokens: Tensor, grid_size: tuple[int, int, int]) -> Tensor:
     return tokens.reshape(len(tokens), *grid_size)
 
 
-def time_trial_map(maps: Tensor) -> Tensor:
-    """Return the marginal (B, trial, time) of maps (B, trial, freq, time)."""
-    return maps.sum(dim=2)
-
-
 def token_centres(values: ArrayLike, patch: int) -> NDArray[np.float64]:
     """Return where the tokens of an axis lie: the mean of the values that each patch covers.
 

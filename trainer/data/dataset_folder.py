@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +22,9 @@ FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
 SESSIONS = "sessions.parquet"
 SPLITS = ("train", "val", "test")
+#: Files that are read at the same time.
+MOST_REQUESTS = 8
+_PART_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,32 @@ class DatasetFolder:
         content = _read(self.storage, path)
         entry = self.files.get(path)
         if entry is None or hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise DatasetError(
-                f"{self.storage.name(path)} is not the file that {MANIFEST} lists: "
-                "copy the dataset again"
-            )
+            raise self.storage.is_another(path)
         return content
+
+    def check_files(self) -> None:
+        """Check every file beside the shards against the manifest.
+
+        Raises
+        ------
+        DatasetError
+            If one is missing, or is not the file that the manifest lists.
+        """
+        # At once, because each is a round trip where the dataset is behind a URL.
+        with ThreadPoolExecutor(MOST_REQUESTS) as pool:
+            for _ in pool.map(self._check_file, self.files):
+                pass
+
+    def _check_file(self, path: str) -> None:
+        digest = hashlib.sha256()
+        with self.open_stream(path) as file:
+            try:
+                while part := file.read(_PART_BYTES):
+                    digest.update(part)
+            except OSError as error:
+                raise DatasetError(f"{self.storage.name(path)} cannot be read: {error}") from error
+        if digest.hexdigest() != self.files[path]["sha256"]:
+            raise self.storage.is_another(path)
 
     def read_sessions(self) -> pa.Table:
         """Return ``sessions.parquet``: one row a session, sorted by session.

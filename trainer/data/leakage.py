@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -9,11 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.dataset_folder import MANIFEST, SPLITS, DatasetFolder
+from trainer.data.dataset_folder import MANIFEST, SESSIONS, SPLITS, DatasetFolder
 from trainer.data.split_index import SplitIndex
 from trainer.data.split_scan import scan_split
+from trainer.data.statistics import session_statistics
 from trainer.data.storage import DatasetError
 from trainer.data.verified_shards import recall_index, remember_index
+
+#: Of mean and standard deviation, which other programs may round in other ways.
+TOLERANCE = 1e-9
 
 
 class LeakageError(DatasetError):
@@ -22,7 +27,6 @@ class LeakageError(DatasetError):
 
 def check_dataset(
     folder: DatasetFolder,
-    known: Mapping[str, SplitIndex] | None = None,
     cache: Path | None = None,
     advance: Callable[[int], object] = lambda n_trials: None,
 ) -> None:
@@ -31,8 +35,6 @@ def check_dataset(
     Parameters
     ----------
     folder : DatasetFolder
-    known : mapping, optional
-        Indices of the splits that were read anyway; the shards of the others are read here.
     cache : pathlib.Path, optional
         Where it is remembered which shards were read and found sound.
     advance : callable
@@ -42,16 +44,48 @@ def check_dataset(
     ------
     LeakageError
         If a session, a subject, a trial, or the values of one are in two splits, or if the
-        normalisation was computed from other sessions than those of train.
+        normalisation was computed from other sessions than those of train, or is not what their
+        sums give.
     DatasetError
         If the dataset is incomplete or damaged, or a class is missing from train.
     """
     check_manifest(folder)
-    indices = dict(known or {})
+    check_splits(folder, {}, cache, advance)
+
+
+def check_splits(
+    folder: DatasetFolder,
+    known: Mapping[str, SplitIndex],
+    cache: Path | None = None,
+    advance: Callable[[int], object] = lambda n_trials: None,
+) -> dict[str, SplitIndex]:
+    """Check that the shards of no split share anything with those of another.
+
+    Parameters
+    ----------
+    folder : DatasetFolder
+        `check_manifest` has passed it.
+    known : mapping
+        Indices of the splits that were read anyway; the shards of the others are read here.
+    cache, advance
+        See `check_dataset`.
+
+    Returns
+    -------
+    dict
+        {split: its index} of all splits.
+
+    Raises
+    ------
+    LeakageError, DatasetError
+        As `check_dataset`.
+    """
+    indices = dict(known)
     for split in SPLITS:
         if split not in indices:
             indices[split] = verified_index(folder, split, cache, advance)
     check_indices(folder, indices)
+    return indices
 
 
 def verified_index(
@@ -85,7 +119,7 @@ def verified_index(
 
 
 def check_manifest(folder: DatasetFolder) -> None:
-    """Check what the manifest alone can tell, and that every shard is there in full size.
+    """Check all but what is in the shards, and that every shard is there in full size.
 
     Raises
     ------
@@ -108,6 +142,35 @@ def check_manifest(folder: DatasetFolder) -> None:
     _check_classes(folder)
     for split in SPLITS:
         folder.shard_states(split)
+    folder.check_files()
+    _check_statistics(folder)
+
+
+def _check_statistics(folder: DatasetFolder) -> None:
+    """Check that what was subtracted and divided is what the train sessions give."""
+    table = folder.storage.name(SESSIONS)
+    rows = [row for row in folder.read_sessions().to_pylist() if row["split"] == "train"]
+    if {row["session"] for row in rows} != set(folder.splits["train"].sessions):
+        raise DatasetError(
+            f"{table} has other train sessions than {MANIFEST}: run the pipeline again"
+        )
+    stated = folder.normalization
+    try:
+        found = session_statistics(rows, stated["normalization"])
+        for name, numbers in (("mean", found.mean), ("std", found.std)):
+            said = stated[name] if isinstance(stated[name], list) else [stated[name]]
+            for one, other in zip(said, numbers, strict=True):
+                if not math.isclose(one, other, rel_tol=TOLERANCE):
+                    raise _leak(
+                        folder,
+                        f"the values were normalised by another {name} than that of the train "
+                        f"sessions ({one!r} in {MANIFEST}, {other!r} from {SESSIONS})",
+                    )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DatasetError(
+            f"{table} and {MANIFEST} do not say what the values were normalised by "
+            f"({type(error).__name__}: {error}): run the pipeline again"
+        ) from error
 
 
 def _check_classes(folder: DatasetFolder) -> None:

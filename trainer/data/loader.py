@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,18 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.config import LoaderConfig, SequenceConfig
-from trainer.data.dataset_folder import DatasetFolder
-from trainer.data.leakage import check_dataset, check_manifest, verified_index
+from trainer.data.dataset_folder import SPLITS, DatasetFolder
+from trainer.data.leakage import check_manifest, check_splits, verified_index
 from trainer.data.local_ranks import from_local_leader
 from trainer.data.reading_progress import reading_progress
 from trainer.data.resident_store import DeviceStore, MemoryStore, load_trials
-from trainer.data.sequences import Division, Index, Mask, Sequences, build_sequences
+from trainer.data.sequences import Division, Index, Mask, Sequences
+from trainer.data.shard_cache import cache_shards
 from trainer.data.split_index import SplitIndex
+from trainer.data.split_plan import SplitPlan, cut_sequences, plan_split
 from trainer.data.storage import DatasetError
-from trainer.data.store_choice import choose_store
+from trainer.data.store_choice import Order, choose_store
 from trainer.data.stream_store import StreamStore
 from trainer.data.trials import Trials
-from trainer.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -49,41 +50,6 @@ class Batch:
     label: Tensor
     mask: Tensor
     index: Tensor
-
-
-@dataclass(frozen=True)
-class SplitPlan:
-    """What a loader is going to deliver, to be shown before the first step.
-
-    Attributes
-    ----------
-    split, store : str
-    n_trials, n_sequences : int
-        Trials of the split, and sequences made of them.
-    sequences_per_class : dict
-        {class: sequences}, in label order.
-    n_bytes : int
-        What the trials take where they are kept; 0 for a stream.
-    batch_size, steps_per_epoch : int
-        Of each rank.
-    shards : int
-    shards_per_rank : tuple of int
-        Shards that each rank reads: in the first epoch for a stream, else once before it.
-    dropped : dict
-        See `Sequences`.
-    """
-
-    split: str
-    store: str
-    n_trials: int
-    n_sequences: int
-    sequences_per_class: dict[str, int]
-    n_bytes: int
-    batch_size: int
-    steps_per_epoch: int
-    shards: int
-    shards_per_rank: tuple[int, ...]
-    dropped: dict[str, int]
 
 
 class Store(Protocol):
@@ -133,7 +99,7 @@ class SequenceLoader:
         self.folder, self.split, self.index, self.sequences = folder, split, index, sequences
         self.batch_size = division.batch_size
         self.steps_per_epoch = division.n_steps(len(sequences))
-        self._device, self._store = device, store
+        self._division, self._device, self._store = division, device, store
         self._labels = index.trials.labels[sequences.session]
         self._batch_shape = (division.batch_size, sequences.rows.shape[1], *folder.shape)
 
@@ -172,19 +138,10 @@ class SequenceLoader:
 
     def describe(self) -> SplitPlan:
         """Return what is going to be delivered."""
-        counts = np.bincount(self._labels, minlength=len(self.folder.classes)).tolist()
-        return SplitPlan(
-            self.split,
-            self._store.name,
-            len(self.trials),
-            len(self.sequences),
-            dict(zip(self.folder.classes, counts, strict=True)),
-            self._store.n_bytes,
-            self.batch_size,
-            self.steps_per_epoch,
-            len(self.folder.splits[self.split].shards),
-            self._store.shards_per_rank,
-            self.sequences.dropped,
+        plan = plan_split(self.folder, self.split, self.trials, self.sequences, self._division)
+        store = self._store
+        return replace(
+            plan, store=store.name, n_bytes=store.n_bytes, shards_per_rank=store.shards_per_rank
         )
 
 
@@ -231,10 +188,11 @@ def make_loader(
     """
     if not folder.splits[split].trials:
         raise DatasetError(f"{folder.url} has no trials in {split}")
+    folder = _cached(folder, (split,), loader, rank)
     division = Division(batch_size, seed, rank, world_size, shuffle)
     n_shards = len(folder.splits[split].shards)
     chosen = choose_store(folder, (split,), loader, device)
-    cut = partial(_cut, folder, split, sequence)
+    cut = partial(cut_sequences, folder, split, sequence)
     store: Store
     if chosen == "stream":
         with _progress(f"Verifying {split}", folder, (split,), rank) as advance:
@@ -264,31 +222,39 @@ def open_loaders(
     rank: int = 0,
     world_size: int = 1,
     cache: Path | None = None,
-) -> dict[str, SequenceLoader]:
+    order: Order | None = None,
+) -> tuple[dict[str, SequenceLoader], dict[str, SplitPlan]]:
     """Open train and, if there is any, val, once all three splits have passed the leakage gate.
 
     Train is shuffled. Each shard is read once, whatever the store; those of test leave nothing
-    but digests.
+    but digests and trial numbers, which say whether test will do for the evaluation.
 
     Parameters
     ----------
     folder, sequence, loader, batch_size, device, seed, rank, world_size, cache
         See `make_loader`.
+    order : {"resident", "stream"}, optional
+        What store auto has to be, as where a run goes on that had begun with it.
 
     Returns
     -------
-    dict of str to SequenceLoader
+    loaders : dict of str to SequenceLoader
+    plans : dict of str to SplitPlan
+        Of every split that holds trials, test among them.
 
     Raises
     ------
     LeakageError
         If the splits share anything, or the normalisation saw more than train.
     DatasetError, UsageError
-        As `make_loader`, and if a class is missing from train.
+        As `make_loader`, of any split, and if a class is missing from train.
+    TrainerError
+        If store auto has no room for the order.
     """
     from_local_leader(lambda: check_manifest(folder))
+    folder = _cached(folder, SPLITS, loader, rank)
     splits = [split for split in ("train", "val") if folder.splits[split].trials]
-    store = choose_store(folder, splits, loader, device)
+    store = choose_store(folder, splits, loader, device, order)
     loaders = {
         split: make_loader(
             folder,
@@ -306,9 +272,34 @@ def open_loaders(
         for split in splits
     }
     known = {split: opened.index for split, opened in loaders.items()}
+    plans = {split: opened.describe() for split, opened in loaders.items()}
+    left = [split for split in SPLITS if folder.splits[split].trials and split not in loaders]
+    division = Division(batch_size, seed, rank, world_size, shuffle=False)
+
     with _progress("Verifying test", folder, ("test",), rank) as advance:
-        from_local_leader(lambda: check_dataset(folder, known, cache, advance))
-    return loaders
+
+        def check() -> dict[str, SplitPlan]:
+            indices = check_splits(folder, known, cache, advance)
+            found = {}
+            for split in left:
+                trials = indices[split].trials
+                sequences = cut_sequences(folder, split, sequence, trials)
+                found[split] = plan_split(folder, split, trials, sequences, division)
+            return found
+
+        plans |= from_local_leader(check)
+    return loaders, plans
+
+
+def _cached(
+    folder: DatasetFolder, splits: Sequence[str], loader: LoaderConfig, rank: int
+) -> DatasetFolder:
+    """Return the dataset with its shards on this machine where they are to be kept there."""
+    if loader.cache is None or folder.storage.is_local:
+        return folder
+    cache = Path(loader.cache)
+    with _progress("Fetching shards", folder, splits, rank) as advance:
+        return from_local_leader(lambda: cache_shards(folder, splits, cache, advance))
 
 
 def _progress(
@@ -317,27 +308,3 @@ def _progress(
     if rank:
         return nullcontext(lambda n_trials: None)
     return reading_progress(name, sum(folder.splits[split].trials for split in splits))
-
-
-def _cut(folder: DatasetFolder, split: str, config: SequenceConfig, trials: Trials) -> Sequences:
-    """Build the sequences of a split, and refuse one that has none to learn from."""
-    sequences = build_sequences(trials, config.n_trials, config.resolved_stride, config.max_gap)
-    longest = int(np.bincount(trials.session).max())
-    if longest < config.n_trials:
-        raise UsageError(
-            f"--sequence.n_trials {config.n_trials} is longer than every session of {split}: the "
-            f"longest has {longest} trials"
-        )
-    if not len(sequences):
-        raise UsageError(
-            f"every sequence of {config.n_trials} trials in {split} has more than "
-            f"{config.max_gap} missing trials in a row: raise --sequence.max_gap"
-        )
-    there = np.unique(trials.labels[sequences.session])
-    missing = [name for label, name in enumerate(folder.classes) if label not in there]
-    if split == "train" and missing:
-        raise DatasetError(
-            f"{folder.url}: train has no sequence of {config.n_trials} trials of class "
-            f"{', '.join(missing)}: lower --sequence.n_trials or raise --sequence.max_gap"
-        )
-    return sequences

@@ -1,4 +1,4 @@
-"""Bytes from the middle of shards: from files on demand, from a remote store many at a time."""
+"""Spectrograms from the middle of shards: from files on demand, from afar many at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import numpy as np
+
+from trainer.data.digests import row_digests
+from trainer.data.split_index import SplitIndex
 from trainer.data.storage import DatasetError, Storage
 
 MOST_OPEN_FILES = 128
@@ -14,8 +18,8 @@ MOST_OPEN_FILES = 128
 class RangeReader(Protocol):
     """Reads ranges that belong to numbered places; a place is announced before it is read."""
 
-    def announce(self, ranges: Iterable[tuple[int, int, int, int]]) -> None:
-        """Prepare to read parts of ranges: (place, shard, first byte, number of bytes)."""
+    def announce(self, ranges: Iterable[tuple[int, int, int, int, int]]) -> None:
+        """Prepare to read parts of ranges: (place, shard, first byte, bytes, first row)."""
 
     def read(self, parts: Iterable[tuple[int, int, int, memoryview]]) -> None:
         """Fill buffers: (place, shard, first byte, what to fill).
@@ -33,7 +37,9 @@ class RangeReader(Protocol):
         """Let go of everything."""
 
 
-def open_reader(storage: Storage, paths: Sequence[str]) -> RangeReader:
+def open_reader(
+    storage: Storage, paths: Sequence[str], index: SplitIndex, trial_bytes: int
+) -> RangeReader:
     """Return a reader of shards, to be used by the process that asks for it.
 
     Parameters
@@ -41,8 +47,14 @@ def open_reader(storage: Storage, paths: Sequence[str]) -> RangeReader:
     storage : Storage
     paths : sequence of str
         The shards.
+    index : SplitIndex
+        Of the trials in them, when they were verified.
+    trial_bytes : int
+        Size of a spectrogram.
     """
-    return (LocalReader if storage.is_local else RemoteReader)(storage, paths)
+    if storage.is_local:
+        return LocalReader(storage, paths)
+    return RemoteReader(storage, paths, index, trial_bytes)
 
 
 class LocalReader:
@@ -52,10 +64,10 @@ class LocalReader:
         self._storage, self._paths = storage, paths
         self._files: dict[int, int] = {}
 
-    def announce(self, ranges: Iterable[tuple[int, int, int, int]]) -> None:
+    def announce(self, ranges: Iterable[tuple[int, int, int, int, int]]) -> None:
         """Let the disk begin."""
         if hasattr(os, "posix_fadvise"):
-            for _, shard, start, size in ranges:
+            for _, shard, start, size, _ in ranges:
                 os.posix_fadvise(self._file(shard), start, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, parts: Iterable[tuple[int, int, int, memoryview]]) -> None:
@@ -98,25 +110,35 @@ class LocalReader:
 
 
 class RemoteReader:
-    """Asks for all that is announced at once, and keeps it until it is forgotten."""
+    """Asks for all that is announced at once, checks it, and keeps it until it is forgotten."""
 
-    def __init__(self, storage: Storage, paths: Sequence[str]) -> None:
+    def __init__(
+        self, storage: Storage, paths: Sequence[str], index: SplitIndex, trial_bytes: int
+    ) -> None:
         self._storage, self._paths = storage, paths
+        self._digests, self._trial_bytes = index.spectrogram_digest, trial_bytes
         self._held: dict[int, list[tuple[int, int, bytes]]] = {}
 
-    def announce(self, ranges: Iterable[tuple[int, int, int, int]]) -> None:
+    def announce(self, ranges: Iterable[tuple[int, int, int, int, int]]) -> None:
         """Fetch the ranges; see `RangeReader`.
 
         Raises
         ------
         DatasetError
-            If a shard cannot be read or ends early.
+            If a shard cannot be read, ends early, or holds other trials than when it was verified.
         """
         wanted = list(ranges)
+
+        def is_sound(number: int, part: bytes) -> bool:
+            trials = np.frombuffer(part, np.uint16).reshape(-1, self._trial_bytes // 2)
+            first = wanted[number][4]
+            return np.array_equal(row_digests(trials), self._digests[first : first + len(trials)])
+
         parts = self._storage.read_ranges(
-            [(self._paths[shard], start, start + size) for _, shard, start, size in wanted]
+            [(self._paths[shard], start, start + size) for _, shard, start, size, _ in wanted],
+            is_sound,
         )
-        for (place, shard, start, _), part in zip(wanted, parts, strict=True):
+        for (place, shard, start, *_), part in zip(wanted, parts, strict=True):
             self._held.setdefault(place, []).append((shard, start, part))
 
     def read(self, parts: Iterable[tuple[int, int, int, memoryview]]) -> None:

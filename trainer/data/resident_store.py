@@ -151,8 +151,12 @@ def _fill(
     folder: DatasetFolder, split: str, trials: Tensor, advance: Callable[[int], object]
 ) -> SplitIndex:
     def keep(first_row: int, block: Block) -> None:
-        rows = torch.from_numpy(block.spectrogram)
-        trials[first_row : first_row + len(rows)].copy_(rows)
+        rows = trials[first_row : first_row + len(block.spectrogram)]
+        if rows.device.type == "cpu":
+            np.copyto(rows.numpy(), block.spectrogram)
+        else:
+            # A copy, because PyTorch takes no array that is only read.
+            rows.copy_(torch.tensor(block.spectrogram))
 
     return scan_split(folder, split, keep, advance)
 

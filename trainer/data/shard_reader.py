@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import tarfile
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from trainer.data.dataset_folder import MANIFEST, DatasetFolder, Shard
+from trainer.data.dataset_folder import DatasetFolder, Shard
 from trainer.data.storage import DatasetError
 
 READ_BYTES = 1 << 20
@@ -26,6 +29,7 @@ DECODING_ERRORS = (
 )
 #: The bits of a float16 that are all set in infinities and NaNs alone.
 EXPONENT = np.uint16(0x7C00)
+_parsing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class _HashingReader(io.RawIOBase):
         view = memoryview(buffer)
         try:
             n = self._file.readinto(view) or 0
+        except DatasetError:
+            raise
         # Every store's client raises errors of its own.
         except Exception as error:
             raise OSError(f"{type(error).__name__}: {error}") from error
@@ -107,6 +113,9 @@ def read_blocks(folder: DatasetFolder, shard: Shard) -> Iterator[Block]:
             for sample in group_by_keys(members):
                 block = _decode(folder, sample, starts)
                 yield block
+        except DatasetError as error:
+            # Without what webdataset adds to every exception.
+            raise DatasetError(error.args[0]) from error
         except DECODING_ERRORS as error:
             damage = error
         _check_bytes(folder, shard, reader)
@@ -160,11 +169,27 @@ def _decode(folder: DatasetFolder, sample: dict[str, Any], starts: dict[str, int
 
 
 def _array(key: str, content: bytes, dtype: type, shape: tuple[int, ...]) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+    header, n_values = _npy_header(dtype, shape), math.prod(shape)
+    n_bytes = len(header) + n_values * np.dtype(dtype).itemsize
+    if content.startswith(header) and len(content) == n_bytes:
+        return np.frombuffer(content, dtype, n_values, len(header)).reshape(shape)
+    # A header of other spacing, or another array. NumPy reads it with `ast`, which fails now and
+    # then in several threads (https://github.com/python/cpython/issues/106905).
+    with _parsing:
+        array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         expected = f"{np.dtype(dtype)} {shape}"
         raise ValueError(f"{key}: an array is {array.dtype} {array.shape}, not {expected}")
     return array
+
+
+@lru_cache(maxsize=1024)
+def _npy_header(dtype: type, shape: tuple[int, ...]) -> bytes:
+    """Return the header that NumPy writes before such an array."""
+    file = io.BytesIO()
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
 
 
 def _check_offset(folder: DatasetFolder, shard: Shard, last: Block) -> None:
@@ -189,7 +214,4 @@ def _check_bytes(folder: DatasetFolder, shard: Shard, reader: _HashingReader) ->
     if reader.position < shard.bytes:
         raise folder.storage.ends_early(shard.path, reader.position, shard.bytes)
     if reader.position > shard.bytes or reader.sha256.hexdigest() != shard.sha256:
-        raise DatasetError(
-            f"{folder.storage.name(shard.path)} is not the file that {MANIFEST} lists (its sha256 "
-            "differs): copy the dataset again"
-        )
+        raise folder.storage.is_another(shard.path)

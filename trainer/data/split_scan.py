@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trainer.data.dataset_folder import DatasetFolder, Shard
+from trainer.data.digests import DIGEST_BYTES, row_digests
 from trainer.data.shard_reader import Block, read_blocks
 from trainer.data.split_index import SplitIndex
 from trainer.data.storage import DatasetError
@@ -20,9 +19,6 @@ from trainer.data.trials import BlockLayout, block_layout
 
 #: Digesting and copying leave the interpreter to other threads; more than this wait for memory.
 MOST_THREADS = 8
-DIGEST_BYTES = 16
-#: Fewer bytes than this may be equal by chance in two trials.
-MIN_IDENTITY_BYTES = 32
 
 #: Takes (first row, block) of every block, from several threads and in any order.
 Sink = Callable[[int, Block], None]
@@ -134,20 +130,3 @@ def scan_split(
             pool.shutdown(cancel_futures=True)
             raise
     return builder.finish()
-
-
-def row_digests(rows: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return the 128-bit BLAKE2b digest of each row's values, uint8 of shape (n_rows, 16).
-
-    Zeros stand for rows that do not tell one trial from another: shorter than 32 bytes, or all of
-    one value (power below the pipeline's ``log_floor``).
-    """
-    # As unsigned integers, which compare fast.
-    flat = rows.reshape(len(rows), -1).view(f"u{rows.itemsize}")
-    found = np.zeros((len(flat), DIGEST_BYTES), np.uint8)
-    if flat[0].nbytes < MIN_IDENTITY_BYTES:
-        return found
-    for row in np.flatnonzero((flat != flat[:, :1]).any(axis=1)):
-        digest = hashlib.blake2b(flat[row].data, digest_size=DIGEST_BYTES).digest()
-        found[row] = np.frombuffer(digest, np.uint8)
-    return found

@@ -12,20 +12,26 @@ import torch
 from trainer.config import LoaderConfig
 from trainer.data.dataset_folder import DatasetFolder
 from trainer.data.local_ranks import share
-from trainer.errors import UsageError
+from trainer.errors import TrainerError, UsageError
 
 #: Of free memory: the rest is for the model, its gradients and activations.
 DEVICE_SHARE = 0.5
 #: Of available memory: the rest is for the processes themselves.
 MEMORY_SHARE = 0.8
 StoreName = Literal["device", "memory", "stream"]
+#: Which store gives the same batches: device and memory do.
+Order = Literal["resident", "stream"]
 #: From the one that needs least to the one that needs most.
 STORES: tuple[StoreName, ...] = ("stream", "memory", "device")
 GB = 10**9
 
 
 def choose_store(
-    folder: DatasetFolder, splits: Iterable[str], config: LoaderConfig, device: torch.device
+    folder: DatasetFolder,
+    splits: Iterable[str],
+    config: LoaderConfig,
+    device: torch.device,
+    order: Order | None = None,
 ) -> StoreName:
     """Return where the trials of some splits are kept, the same for all ranks.
 
@@ -37,31 +43,39 @@ def choose_store(
     config : LoaderConfig
     device : torch.device
         Of the batches.
+    order : {"resident", "stream"}, optional
+        What auto has to be.
 
     Raises
     ------
     UsageError
         If the store that the user chose is too small.
+    TrainerError
+        If auto has to be a store that is too small.
     """
     n_bytes = sum(folder.splits[split].trials for split in splits) * folder.trial_bytes
     memory = memory_budget(config.memory_gb)
     on_gpu = device.type == "cuda"
     room = int(DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]) if on_gpu else None
-    choice: StoreName | UsageError
+    choice: StoreName | TrainerError
     try:
-        choice = store_that_fits(config.store, n_bytes, memory, room)
-    except UsageError as error:
+        choice = store_that_fits(config.store, n_bytes, memory, room, order)
+    except TrainerError as error:
         choice = error
     # Machines may differ; what one of them cannot do, none does.
     found = share(choice)
     for failure in found:
-        if isinstance(failure, UsageError):
+        if isinstance(failure, TrainerError):
             raise failure
     return STORES[min(map(STORES.index, found))]
 
 
 def store_that_fits(
-    wanted: Literal["auto"] | StoreName, n_bytes: int, memory: int, device: int | None
+    wanted: Literal["auto"] | StoreName,
+    n_bytes: int,
+    memory: int,
+    device: int | None,
+    order: Order | None = None,
 ) -> StoreName:
     """Return the fastest store that has room, or the one that is wanted.
 
@@ -75,17 +89,29 @@ def store_that_fits(
     device : int or None
         Bytes that they may take on the GPU; None where there is none, and the device's memory is
         that of the machine.
+    order : {"resident", "stream"}, optional
+        What auto has to be.
 
     Raises
     ------
     UsageError
         If the wanted one has no room.
+    TrainerError
+        If auto has to be one that has no room.
     """
     room = {"stream": n_bytes, "memory": memory, "device": memory if device is None else device}
     if wanted == "auto":
         # Without a GPU, `device` is `memory` by another name.
         tried = STORES if device is not None else STORES[:2]
-        return next(store for store in reversed(tried) if n_bytes <= room[store])
+        allowed = {None: STORES, "resident": STORES[1:], "stream": STORES[:1]}[order]
+        for store in reversed(tried):
+            if store in allowed and n_bytes <= room[store]:
+                return store
+        raise TrainerError(
+            f"the run began with its trials in memory and can only go on so: they take "
+            f"{n_bytes / GB:.3g} GB, and there is room for {memory / GB:.3g} GB; free some memory, "
+            "or allow more with --loader.memory_gb"
+        )
     if n_bytes > room[wanted]:
         raise UsageError(
             f"the trials take {n_bytes / GB:.1f} GB; --loader.store {wanted} has room for "

@@ -141,7 +141,8 @@ class _Deliveries(IterableDataset[int | str]):
             return self._slots.buffer(number * n_workers + worker - start_step)
 
         own = self._plan.workers(epoch)[worker]
-        with contextlib.closing(open_reader(self._storage, self._paths)) as reader:
+        reader = open_reader(self._storage, self._paths, self._plan.index, self._trial_bytes)
+        with contextlib.closing(reader):
             try:
                 yield from deliver(reader, self._plan, own, numbers, self._trial_bytes, buffer_of)
             # As text: an exception would come out of the DataLoader with a traceback in it.

@@ -79,7 +79,7 @@ def _announce(
     rows = np.concatenate([np.arange(first, end) for first, end in row_ranges.tolist()])
     group = np.repeat(places, row_ranges[:, 1] - row_ranges[:, 0])
     runs = byte_runs(index, rows, group, trial_bytes)
-    columns = (group[runs.at], runs.shard, runs.start, runs.size)
+    columns = (group[runs.at], runs.shard, runs.start, runs.size, rows[runs.at])
     reader.announce(zip(*(column.tolist() for column in columns), strict=True))
 
 

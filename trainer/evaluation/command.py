@@ -36,6 +36,9 @@ _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pyarrow", "webdataset")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``evaluate``."""
+    parser.epilog = (
+        "With --vertex it is done in a job of Vertex AI: python -m trainer evaluate --vertex --help"
+    )
     parser.add_argument("run", metavar="RUN", help="run folder, or gs:// URL")
     parser.add_argument(
         "--split", choices=SPLITS, default="test", help="what to evaluate (default: %(default)s)"

@@ -70,7 +70,9 @@ def run(arguments: argparse.Namespace) -> None:
     """
     urls = [url.rstrip("/") for url in arguments.runs]
     with ExitStack() as stack:
-        folds = [_read(stack.enter_context(open_run(url)).path, url) for url in urls]
+        folds = [
+            _read(stack.enter_context(open_run(url, with_weights=False)).path, url) for url in urls
+        ]
         pooled = pool([fold.predictions for fold in folds], urls)
         _check_alike(folds)
         first = folds[0]

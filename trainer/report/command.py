@@ -18,7 +18,7 @@ from trainer.report.analysis import (
 from trainer.report.contents import BASELINES, Baselines, read_baselines, read_run
 from trainer.report.page import render
 from trainer.report.verdict import Finding
-from trainer.run_folder import is_remote, open_run, write_atomically
+from trainer.run_folder import is_remote, open_run, write_file
 
 PAGE = "report.html"
 
@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the run folders)",
     )
     parser.add_argument(
-        "--output", metavar="FILE", help=f"the page (default: {PAGE} in the first run folder)"
+        "--output",
+        metavar="FILE",
+        help=f"the page, or its gs:// URL (default: {PAGE} in the first run folder)",
     )
 
 
@@ -59,10 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
     twice = {url for url in urls if urls.count(url) > 1}
     if twice:
         raise UsageError(f"{', '.join(sorted(twice))} is given twice")
-    if arguments.output and is_remote(arguments.output):
-        raise UsageError(f"--output {arguments.output} must be a file on this machine")
     with ExitStack() as stack:
-        folders = [stack.enter_context(open_run(url)) for url in urls]
+        folders = [stack.enter_context(open_run(url, with_weights=False)) for url in urls]
         runs = [
             read_run(folder, name) for folder, name in zip(folders, short_names(urls), strict=True)
         ]
@@ -73,8 +73,10 @@ def run(arguments: argparse.Namespace) -> None:
             for run, mine in zip(runs, own, strict=True)
         ]
         comparisons = list(compare_with_averages(runs))
-        output = Path(arguments.output) if arguments.output else folders[0].path / PAGE
-        write_atomically(output, render(analyses, comparisons).encode())
+        write_file(
+            arguments.output or str(folders[0].path / PAGE),
+            render(analyses, comparisons).encode(),
+        )
     _print_summary(analyses, comparisons)
     print(f"The report is in {arguments.output or f'{urls[0]}/{PAGE}'}: open it in a browser")
 
@@ -102,7 +104,7 @@ def _print_summary(
 
 def _given_baselines(stack: ExitStack, url: str) -> Baselines:
     inner = url.removesuffix(BASELINES).rstrip("/") or "."
-    folder = stack.enter_context(open_run(inner))
+    folder = stack.enter_context(open_run(inner, with_weights=False))
     found = read_baselines(folder)
     if found is None:
         raise UsageError(

@@ -5,6 +5,8 @@ The step itself is in `train_step`, the loop over the epochs in `fit`.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from trainer.data.loader import SequenceLoader, open_loaders
 from trainer.distributed import Process, process_group
 from trainer.errors import UsageError
 from trainer.options import RunOptions, dump_config
-from trainer.run_folder import RunFolder, is_remote, open_run, write_atomically
-from trainer.trained_model import data_order, run_identity
+from trainer.run_folder import RunFolder, is_remote, local_path, open_run, write_atomically
+from trainer.trained_model import data_order, order_of, run_identity
 from trainer.training.checkpoint import check_same_run, load_checkpoint, read_marker
 from trainer.training.fit import Fit, is_finished
+from trainer.training.follower import Follower
+from trainer.training.followers import follow
 from trainer.training.interruption import Interruption, interruptible
 from trainer.training.plan import print_plan
 from trainer.training.train_step import start_training
@@ -42,16 +46,22 @@ def run(options: RunOptions) -> None:
             checkpoint = process.broadcast(
                 _prepare(options, folder, dataset, process) if process.is_main else None
             )
-            loaders = {}
-            if checkpoint is None or not is_finished(checkpoint, config.train):
-                loaders = _fit(config, dataset, folder, process, checkpoint, interruption)
-            _evaluate(config, dataset, folder, process, loaders)
+            environ = os.environ if process.is_main else {}
+            with follow(environ, config, options.data, folder) as followers:
+                loaders = {}
+                if checkpoint is None or not is_finished(checkpoint, config.train):
+                    loaders = _fit(
+                        options, dataset, folder, process, checkpoint, followers, interruption
+                    )
+                elif process.is_main:
+                    _write_config(options, folder)
+                _evaluate(config, dataset, folder, process, followers, loaders)
 
 
 def _prepare(
     options: RunOptions, folder: RunFolder, dataset: DatasetFolder, process: Process
 ) -> dict[str, Any] | None:
-    """Check what is there, write ``config.yaml``, and return the last checkpoint, if any."""
+    """Check what is there, and return the last checkpoint, if any."""
     if (folder.path / MANIFEST).exists():
         raise UsageError(
             f"--output {options.output} is a dataset: give the run a folder of its own"
@@ -63,22 +73,34 @@ def _prepare(
         checkpoint = load_checkpoint(checkpoints, marker.last)
         identity = run_identity(dataset, process.world_size)
         check_same_run(checkpoint, options.config, identity, options.output)
-    data = options.data if is_remote(options.data) else str(Path(options.data).resolve())
-    text = dump_config(options.config, data, options.command)
-    write_atomically(folder.path / "config.yaml", text.encode())
+        begun = checkpoint["epoch"] + (checkpoint["batch"] > 0)
+        if options.config.train.epochs < begun:
+            raise UsageError(
+                f"{options.output} has gone into epoch {begun}, past --train.epochs "
+                f"{options.config.train.epochs}: give {begun} or more, or a new --output"
+            )
     return checkpoint
 
 
+def _write_config(options: RunOptions, folder: RunFolder) -> None:
+    """Write ``config.yaml``, once it is known that the run goes on with it."""
+    data = options.data if is_remote(options.data) else str(local_path(options.data).resolve())
+    text = dump_config(options.config, data, options.command)
+    write_atomically(folder.path / "config.yaml", text.encode())
+
+
 def _fit(
-    config: Config,
+    options: RunOptions,
     dataset: DatasetFolder,
     folder: RunFolder,
     process: Process,
     checkpoint: dict[str, Any] | None,
+    followers: Sequence[Follower],
     interruption: Interruption,
 ) -> dict[str, SequenceLoader]:
     """Train to the end; return the loaders that evaluation can use again."""
-    loaders = open_loaders(
+    config = options.config
+    loaders, plans = open_loaders(
         dataset,
         config.sequence,
         config.loader,
@@ -88,17 +110,20 @@ def _fit(
         rank=process.rank,
         world_size=process.world_size,
         cache=folder.path / ".verified" if process.is_main else None,
+        order=order_of(checkpoint["identity"]) if checkpoint else None,
     )
     step, state = start_training(config, dataset, loaders["train"], process)
     identity = run_identity(dataset, process.world_size)
-    identity |= data_order(config.loader, loaders["train"].describe().store)
+    identity |= data_order(config.loader, plans["train"].store)
     if checkpoint is not None:
         check_same_run(checkpoint, config, identity, folder.url)
         state.restore(checkpoint)
     if process.is_main:
-        print_plan(config, dataset, loaders, step, state, process)
+        _write_config(options, folder)
+        print_plan(config, dataset, plans, step, state, process)
     train, val = loaders["train"], loaders.get("val")
-    Fit(config, dataset, train, val, step, state, identity, folder, process).run(interruption)
+    fit = Fit(config, dataset, train, val, step, state, identity, folder, process, followers)
+    fit.run(interruption)
     return {split: loader for split, loader in loaders.items() if split == "val"}
 
 
@@ -107,16 +132,22 @@ def _evaluate(
     dataset: DatasetFolder,
     folder: RunFolder,
     process: Process,
+    followers: Sequence[Follower],
     loaders: dict[str, SequenceLoader],
 ) -> None:
     """Evaluate the best checkpoint on val and test; say what it is worth, and what comes next."""
     # Here, because SciPy would keep the first step waiting for a second.
     from trainer.evaluation.command import evaluate_best, print_summary
+    from trainer.evaluation.predictions import read_predictions
 
     splits = [name for name in ("val", "test") if dataset.splits[name].trials]
     contents = evaluate_best(folder, dataset, config, process, splits, loaders)
     if not process.is_main:
         return
+    for split, content in contents.items():
+        predictions, _ = read_predictions(folder.path / f"predictions/{split}.parquet")
+        for follower in followers:
+            follower.evaluated(split, content, predictions)
     if contents:
         print_summary(splits[-1], contents[splits[-1]])
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,11 +18,12 @@ from trainer.console import Display, display, format_seconds
 from trainer.data.dataset_folder import DatasetFolder
 from trainer.data.loader import Batch, SequenceLoader
 from trainer.distributed import Process
-from trainer.errors import TrainerError
+from trainer.errors import DivergedError
 from trainer.evaluation.predict import predict
 from trainer.hardware import peak_flops
 from trainer.run_folder import RunFolder
 from trainer.training.checkpoint import save_checkpoint
+from trainer.training.follower import Follower
 from trainer.training.interruption import Interruption, StoppedError
 from trainer.training.speed import Speedometer
 from trainer.training.tracking import Tracker, confusion_figure, sequence_figure
@@ -53,6 +54,8 @@ class Fit:
         What else than the config makes it this run; see `trainer.trained_model.run_identity`.
     folder : RunFolder
     process : Process
+    followers : sequence of Follower
+        Who else is told of the run.
     """
 
     config: Config
@@ -64,6 +67,7 @@ class Fit:
     identity: Mapping[str, Any]
     folder: RunFolder
     process: Process
+    followers: Sequence[Follower] = ()
     _display: Display = field(init=False)
     _speed: Speedometer = field(init=False)
     _announce_at: int | None = field(init=False, default=None)
@@ -84,8 +88,10 @@ class Fit:
         ------
         StoppedError
             If a signal asked for it; a checkpoint of the last step is written first.
+        DivergedError
+            If a loss is not finite.
         TrainerError
-            If a loss is not finite, or a checkpoint cannot be written.
+            If something cannot be written.
         """
         if self.finished:
             return
@@ -99,14 +105,22 @@ class Fit:
         self._announce_at = state.step + _MEASURED_WINDOWS * self.config.train.log_every
         shown = display(self.step.total_steps, state.step, silent=not process.is_main)
         if process.is_main:
-            self._tracker = Tracker(self.folder.path, step=state.step, n_bytes=state.log_bytes)
+            self._tracker = Tracker(
+                self.folder.path,
+                step=state.step,
+                n_bytes=state.log_bytes,
+                followers=self.followers,
+            )
         with interruption.deferred(), shown as self._display, self._tracker or nullcontext():
             while not self.finished:
                 self._train_epoch(interruption)
                 self._end_epoch()
                 self._stop_if_asked(interruption)
             if state.epoch < self.config.train.epochs:
-                self._display.say(f"stopped early: no better epoch on val for {state.stale} epochs")
+                what = (
+                    "higher AUC of val's sessions" if len(state.score) > 1 else "lower loss on val"
+                )
+                self._display.say(f"stopped early: no {what} for {state.stale} epochs")
 
     def _train_epoch(self, interruption: Interruption) -> None:
         train, state = self.config.train, self.state
@@ -134,7 +148,8 @@ class Fit:
         state.epoch, state.batch = state.epoch + 1, 0
         score, line = self._validate()
         is_best = score > state.score
-        state.stale = 0 if is_best else state.stale + 1
+        # Patience is about the AUC, which the loss may still improve on without end.
+        state.stale = 0 if score[:1] > state.score[:1] else state.stale + 1
         state.score = max(score, state.score)
         best = " (best so far)" if is_best else ""
         self._display.say(f"{self._epoch_name(state.epoch)}: {line}{best}")
@@ -207,7 +222,7 @@ class Fit:
         rows = torch.cat([self.process.gather(index).flatten() for index in self._recent[bad]])
         held = self.loader.sequences.session[rows[rows >= 0].cpu().numpy()]
         names = ", ".join(self.loader.trials.sessions[index] for index in np.unique(held))
-        raise TrainerError(
+        raise DivergedError(
             f"loss, gradient or weights are not finite at step {bad + 1}, whose batch holds "
             f"sessions {names}: look at their spectrograms, or lower --optim.lr; the last good "
             "checkpoint is kept"
@@ -251,7 +266,7 @@ class Fit:
 
 
 def is_finished(state: Mapping[str, Any], config: TrainConfig) -> bool:
-    """Return whether all epochs are done, or no better one has come for `patience` epochs.
+    """Return whether all epochs are done, or val's AUC has not risen for `patience` epochs.
 
     Parameters
     ----------

@@ -12,38 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.errors import TrainerError
 
-
-def class_weights(
-    labels: NDArray[np.int64], classes: tuple[str, ...], scheme: str
-) -> NDArray[np.float64]:
+def class_weights(labels: NDArray[np.int64], n_classes: int, scheme: str) -> NDArray[np.float64]:
     """Return the weight of each class.
 
     Parameters
     ----------
     labels : int64 array of shape (n,)
-        Of the training sequences.
-    classes : tuple of str
-        Class names in label order.
+        Of the training sequences; `trainer.data.loader` sees to it that every class is among them.
+    n_classes : int
     scheme : {"balanced", "none"}
         ``n / (n_classes * n_class)``, as scikit-learn's "balanced", or 1.
-
-    Raises
-    ------
-    TrainerError
-        If a class has no sequence.
     """
-    counts = np.bincount(labels, minlength=len(classes))
-    for name, count in zip(classes, counts, strict=True):
-        if count == 0:
-            raise TrainerError(
-                f"train has no sequence of class {name!r}: it cannot be learned; give train a "
-                "session of it, or lower --sequence.n_trials where its sessions are too short"
-            )
     if scheme == "none":
-        return np.ones(len(classes))
-    return len(labels) / (len(classes) * counts)
+        return np.ones(n_classes)
+    return len(labels) / (n_classes * np.bincount(labels, minlength=n_classes))
 
 
 def cross_entropy_sums(

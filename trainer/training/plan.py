@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from trainer.config import Config
 from trainer.console import format_bytes, print_table
 from trainer.data.dataset_folder import DatasetFolder
-from trainer.data.loader import SequenceLoader, SplitPlan
+from trainer.data.split_plan import SplitPlan
 from trainer.distributed import Process
 from trainer.hardware import device_name
 from trainer.training.train_step import TrainStep
@@ -24,7 +24,7 @@ _DROPPED = {
 def print_plan(
     config: Config,
     dataset: DatasetFolder,
-    loaders: Mapping[str, SequenceLoader],
+    plans: Mapping[str, SplitPlan],
     step: TrainStep,
     state: TrainingState,
     process: Process,
@@ -35,13 +35,12 @@ def print_plan(
     ----------
     config : Config
     dataset : DatasetFolder
-    loaders : mapping
-        Of train, and of val where there is one.
+    plans : mapping
+        Of every split that holds trials.
     step : TrainStep
     state : TrainingState
     process : Process
     """
-    plans = {split: loader.describe() for split, loader in loaders.items()}
     header = ["split", *(f"sequences {name}" for name in dataset.classes), "trials", "steps"]
     rows = [
         [
@@ -97,4 +96,8 @@ def _lines(
     yield (
         f"Steps: {step.total_steps:,} of {sequences:,} sequences, {step.steps_per_epoch:,} an epoch"
         f"{done}; how long an epoch takes is measured in the first steps"
+    )
+    yield (
+        f"Learning rate: {step.warmup_steps:,} steps of warm-up to {config.optim.lr:g}, then down "
+        f"to {config.optim.min_lr:g} in the last step"
     )

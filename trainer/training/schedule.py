@@ -17,14 +17,23 @@ def learning_rate(
         From 0 to `total_steps` - 1.
     total_steps : int
     warmup_steps : int
-        Steps of the warm-up: `lr / warmup_steps` at step 0, `lr` at step `warmup_steps` - 1.
+        Steps of the warm-up as `capped_warmup` gives them: `lr / warmup_steps` at step 0, `lr` at
+        step `warmup_steps` - 1.
     lr, min_lr : float
         Highest rate, and that of the last step.
     """
     if step < warmup_steps:
         return lr * (step + 1) / warmup_steps
-    done = (step - warmup_steps + 1) / max(1, total_steps - warmup_steps)
+    done = (step - warmup_steps + 1) / (total_steps - warmup_steps)
     return min_lr + (lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+def capped_warmup(warmup_steps: int, total_steps: int) -> int:
+    """Return the steps of a warm-up that is wanted, or half the run's where it is shorter.
+
+    Without the other half a run would end at its highest rate, and never come down.
+    """
+    return min(warmup_steps, total_steps // 2)
 
 
 def ema_decay(step: int, decay: float) -> float:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer.errors import TrainerError
+from trainer.training.follower import Follower
 
 #: Panels of an example sequence; the rest of a long one is not drawn.
 _MOST_PANELS = 8
@@ -33,6 +34,8 @@ class Tracker:
         Steps done so far: later points, of a run that was killed, are taken back.
     n_bytes : int
         Length of metrics.jsonl at that step, as `flush` returned it.
+    followers : sequence of Follower
+        Who else is told.
 
     Raises
     ------
@@ -40,8 +43,16 @@ class Tracker:
         Here and in all methods, if something cannot be written, as on a full disk.
     """
 
-    def __init__(self, folder: Path, *, step: int = 0, n_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        step: int = 0,
+        n_bytes: int = 0,
+        followers: Sequence[Follower] = (),
+    ) -> None:
         self._folder = folder
+        self._followers = followers
         with self._writing():
             folder.mkdir(parents=True, exist_ok=True)
             self._lines = (folder / "metrics.jsonl").open("ab")
@@ -79,6 +90,8 @@ class Tracker:
             for name, value in finite.items():
                 if value is not None:
                     self._board.add_scalar(f"{split}/{name}", value, step)
+        for follower in self._followers:
+            follower.log(split, step, epoch, finite)
 
     def show(self, name: str, figure: Figure, step: int) -> None:
         """Put a picture on the board."""
@@ -91,6 +104,8 @@ class Tracker:
             self._lines.flush()
             os.fsync(self._lines.fileno())
             self._board.flush()
+        for follower in self._followers:
+            follower.flushed()
         return self._lines.tell()
 
     @contextmanager

@@ -28,7 +28,7 @@ from trainer.hardware import use_bfloat16, use_compile
 from trainer.model import create_model
 from trainer.training.loss import class_weights, cross_entropy_sums
 from trainer.training.optim import create_optimizer, update_average
-from trainer.training.schedule import derive_seed, ema_decay, learning_rate
+from trainer.training.schedule import capped_warmup, derive_seed, ema_decay, learning_rate
 from trainer.training.training_state import TrainingState, new_window
 
 
@@ -152,13 +152,19 @@ class TrainStep:
         """Steps of the whole run, if it does not stop early."""
         return self.steps_per_epoch * self.config.train.epochs
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps up to the highest learning rate."""
+        wanted = round(self.config.optim.warmup_epochs * self.steps_per_epoch)
+        return capped_warmup(wanted, self.total_steps)
+
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
         optim = self.config.optim
         return learning_rate(
             step,
             total_steps=self.total_steps,
-            warmup_steps=round(optim.warmup_epochs * self.steps_per_epoch),
+            warmup_steps=self.warmup_steps,
             lr=optim.lr,
             min_lr=optim.min_lr,
         )
@@ -179,15 +185,13 @@ def start_training(
 
     Raises
     ------
-    TrainerError
-        If a class has no sequence in train.
     UsageError
         If the config makes no model, or does not suit the device or the spectrograms.
     """
     device = process.device
     bfloat16 = use_bfloat16(config.train.precision, device)
     check_augment(config.augment, *dataset.shape)
-    weights = class_weights(loader.labels, dataset.classes, config.optim.class_weight)
+    weights = class_weights(loader.labels, len(dataset.classes), config.optim.class_weight)
 
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
     shape = (config.sequence.n_trials, *dataset.shape)

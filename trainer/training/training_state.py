@@ -33,9 +33,9 @@ class TrainingState:
     batch : int
         Batches done of the epoch after those: the position in the data.
     stale : int
-        Epochs since the best one.
+        Epochs since the first number of `score` was last improved on.
     score : tuple of float
-        Of the best epoch; empty before the first.
+        Of the best epoch, as `trainer.training.validation` gives it; empty before the first.
     log_bytes : int
         Length of metrics.jsonl.
     """

@@ -1,4 +1,4 @@
-"""Which epoch is the best: by the AUC of val's sessions."""
+"""Which epoch is the best: by the AUC of val's sessions, then by its loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Validation:
         sessions. NaN where one is not defined.
     score : tuple of float
         Higher is better: the AUC of sessions, then the loss, because a few sessions have few
-        AUCs. The loss alone where val lacks a class, which leaves the AUC undefined.
+        AUCs. The loss alone where val lacks a class, which leaves the AUC undefined. The first
+        number says alone whether there is progress; all of them say which epoch is the best.
     confusion : int64 array of shape (n_classes, n_classes)
         Sequences by true and predicted class.
     """
