@@ -14,7 +14,7 @@ from beam_pipeline import __version__
 from beam_pipeline.cpus import n_cpus
 from beam_pipeline.errors import UsageError
 from beam_pipeline.heap import share_heap
-from beam_pipeline.local_worker import start_loading
+from beam_pipeline.launchers.local_worker import start_loading
 from beam_pipeline.options import join_signed_values
 
 _EXAMPLES = """examples:

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 
 from beam_pipeline.console import print_table
 from beam_pipeline.errors import UsageError
-from beam_pipeline.locations import locate
 from beam_pipeline.options import add_source_arguments, open_source
 from beam_pipeline.plan import count_sessions, usable_sessions
 from beam_pipeline.splits import MIN_FOLDS, SPLITS, SessionCount, assign_folds
-from beam_pipeline.storage import write_atomically
+from beam_pipeline.storage.locations import locate
+from beam_pipeline.storage.places import write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from beam_pipeline import __version__
 from beam_pipeline.shards import ShardInfo, manifest_entry, shards_of
 from beam_pipeline.splits import SPLITS
-from beam_pipeline.storage import AnyPath
+from beam_pipeline.storage.places import AnyPath
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"

@@ -15,7 +15,7 @@ import pyarrow as pa
 from beam_pipeline.blocks import n_shards_for
 from beam_pipeline.console import format_bytes, print_table
 from beam_pipeline.cpus import n_cpus
-from beam_pipeline.dataflow.cost import TrialWork, estimate
+from beam_pipeline.launchers.dataflow.cost import TrialWork, estimate
 from beam_pipeline.layout import LayoutError, decide_splits, survey_block
 from beam_pipeline.options import (
     DatasetOptions,
@@ -25,7 +25,7 @@ from beam_pipeline.options import (
     open_source,
     screening_options,
 )
-from beam_pipeline.segments import Pointers
+from beam_pipeline.output.segments import Pointers
 from beam_pipeline.sessions import Block
 from beam_pipeline.shards import npy_pieces, tar_sample_size
 from beam_pipeline.sources import TraceSource

@@ -18,13 +18,9 @@ import apache_beam as beam
 
 from beam_pipeline import console
 from beam_pipeline.card import cautions
-from beam_pipeline.dataset_folder import describe, existing_dataset
-from beam_pipeline.installation import install
-from beam_pipeline.launch import choose_launcher
-from beam_pipeline.launcher import Launcher, Outcome, StillRunningError
+from beam_pipeline.launchers.choice import choose_launcher
+from beam_pipeline.launchers.contract import Launcher, Outcome, StillRunningError
 from beam_pipeline.layout import needs_every_spectrogram
-from beam_pipeline.locations import locate
-from beam_pipeline.lock import locked
 from beam_pipeline.manifest import RUN, Manifest
 from beam_pipeline.options import (
     DatasetOptions,
@@ -34,9 +30,14 @@ from beam_pipeline.options import (
     open_source,
     screening_options,
 )
+from beam_pipeline.output.dataset_folder import describe, existing_dataset
+from beam_pipeline.output.installation import install
+from beam_pipeline.output.lock import locked
+from beam_pipeline.output.work_folder import WorkFolder
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram
-from beam_pipeline.storage import AnyPath, remove_tree
+from beam_pipeline.storage.locations import locate
+from beam_pipeline.storage.places import AnyPath, remove_tree
 from beam_pipeline.transforms import (
     FINGERPRINTS,
     PICTURES,
@@ -55,7 +56,6 @@ from beam_pipeline.transforms import (
     WriteSessions,
     WriteShards,
 )
-from beam_pipeline.work_folder import WorkFolder
 
 #: Rows of a piece of the table: small enough for an even load, large enough to be worth opening.
 PIECE_ROWS = 1024

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.segments import Pointers
+from beam_pipeline.output.segments import Pointers
 from beam_pipeline.traces import Reason, Reject, TrialBatch
 
 #: Scale of the median absolute deviation of a Gaussian, 1 / Phi^-1(3/4).

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.storage import AnyPath, whole_file
+from beam_pipeline.storage.places import AnyPath, whole_file
 
 WRITEBACK_BYTES = 16 << 20
 MEMBERS = ("spectrogram.npy", "baseline.npy", "json")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Literal
 
-from beam_pipeline.locations import locate
 from beam_pipeline.splits import (
     SPLITS,
     SessionCount,
@@ -19,6 +18,7 @@ from beam_pipeline.splits import (
     check_splits,
     checked_sessions,
 )
+from beam_pipeline.storage.locations import locate
 
 _SHOWN = 5
 

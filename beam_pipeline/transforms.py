@@ -35,6 +35,7 @@ from beam_pipeline.layout import (
 )
 from beam_pipeline.manifest import SESSIONS
 from beam_pipeline.options import DatasetOptions
+from beam_pipeline.output.work_folder import AnySegmentStore, WorkFolder
 from beam_pipeline.pictures import MeanPicture
 from beam_pipeline.progress import WorkCount
 from beam_pipeline.sessions import (
@@ -55,7 +56,6 @@ from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram, SpectrogramOptions
 from beam_pipeline.splits import SessionCount, SplitError
 from beam_pipeline.traces import Reason, Reject, ScreeningOptions, screen
-from beam_pipeline.work_folder import AnySegmentStore, WorkFolder
 
 REJECTS, FINGERPRINTS, SESSION_COUNTS = "rejects", "fingerprints", "session_counts"
 SUMMARIES, PICTURES = "summaries", "pictures"

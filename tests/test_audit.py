@@ -24,9 +24,9 @@ from beam_pipeline.audit.timing import (
     sharp_peaks,
 )
 from beam_pipeline.errors import UsageError
+from beam_pipeline.output.segments import Pointers
 from beam_pipeline.sample.command import write_sample
 from beam_pipeline.sample.options import SampleOptions
-from beam_pipeline.segments import Pointers
 from beam_pipeline.sessions import order_by_session, resolve_session, session_rows
 from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.traces import ScreeningOptions, screen

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from beam_pipeline import lock
 from beam_pipeline.__main__ import main
-from beam_pipeline.gcs import CloudPath
-from beam_pipeline.installation import InstallationError, install
-from beam_pipeline.locations import locate
-from beam_pipeline.lock import LockedError, OutputLock, locked
 from beam_pipeline.manifest import read_manifest
+from beam_pipeline.output import lock
+from beam_pipeline.output.installation import InstallationError, install
+from beam_pipeline.output.lock import LockedError, OutputLock, locked
+from beam_pipeline.output.work_folder import WorkFolder
 from beam_pipeline.shards import Sample, write_shard
-from beam_pipeline.storage import whole_file
-from beam_pipeline.work_folder import WorkFolder
+from beam_pipeline.storage.cloud_path import CloudPath
+from beam_pipeline.storage.locations import locate
+from beam_pipeline.storage.places import whole_file
 from tests import tables
 from tests.servers import faults
 from tests.servers.gcs import GcsServer
@@ -41,7 +41,7 @@ Store = dict[str, dict[str, Any]]
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Passing faults are waited out as ever, but not for seconds."""
     policy = DEFAULT_RETRY.with_delay(initial=0.01, maximum=0.02).with_timeout(20.0)
-    monkeypatch.setattr("beam_pipeline.gcs.retry", lambda: policy)
+    monkeypatch.setattr("beam_pipeline.storage.cloud_path.retry", lambda: policy)
 
 
 @pytest.fixture(scope="module")

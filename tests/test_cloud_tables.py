@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from beam_pipeline.cloud_segments import CloudSegmentStore, nearby
-from beam_pipeline.gcs import CloudPath
-from beam_pipeline.segments import Pointers
+from beam_pipeline.output.cloud_segments import CloudSegmentStore, nearby
+from beam_pipeline.output.segments import Pointers
 from beam_pipeline.sources import SourceError
 from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.sources.parquet_files import find_files, matches
 from beam_pipeline.splits import SplitError
 from beam_pipeline.splits_file import read_splits_file
+from beam_pipeline.storage.cloud_path import CloudPath
 from tests import tables
 from tests.servers import faults
 from tests.servers.gcs import GcsServer
@@ -28,7 +28,7 @@ NAMES = ["a.parquet", "b.parquet", "x/c.parquet", "x/y/d.parquet", "x/.e.parquet
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = DEFAULT_RETRY.with_delay(initial=0.01, maximum=0.02).with_timeout(20.0)
-    monkeypatch.setattr("beam_pipeline.gcs.retry", lambda: policy)
+    monkeypatch.setattr("beam_pipeline.storage.cloud_path.retry", lambda: policy)
 
 
 def put_table(gcs: GcsServer, url: str, table: pa.Table, row_group_size: int | None = None) -> None:

@@ -21,8 +21,8 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.stager import Stager
 
 from beam_pipeline.__main__ import main
-from beam_pipeline.dataflow import follow
-from beam_pipeline.source_package import PackagingError, copy_project
+from beam_pipeline.launchers.dataflow import follow
+from beam_pipeline.launchers.source_package import PackagingError, copy_project
 from tests import tables
 from tests.servers.boot import install
 from tests.servers.dataflow import DataflowServer, counter, service_metric
@@ -357,7 +357,7 @@ def test_after_an_interruption_the_same_command_follows_the_job_again(
 ) -> None:
     dataflow.states = ["RUNNING"]
     with monkeypatch.context() as patched:
-        patched.setattr("beam_pipeline.dataflow.follow.console.watch", interrupt)
+        patched.setattr("beam_pipeline.launchers.dataflow.follow.console.watch", interrupt)
         assert main(command(dataflow)) == 1
     (job,) = dataflow.jobs
     last = last_line(capfd)

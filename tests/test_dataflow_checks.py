@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from beam_pipeline.dataflow.buckets import BucketError, check_buckets, location_notes
-from beam_pipeline.dataflow.checks import JobSettings, check_settings
-from beam_pipeline.dataflow.job_options import default_job_name, job_options
 from beam_pipeline.errors import UsageError
+from beam_pipeline.launchers.dataflow.buckets import BucketError, check_buckets, location_notes
+from beam_pipeline.launchers.dataflow.checks import JobSettings, check_settings
+from beam_pipeline.launchers.dataflow.job_options import default_job_name, job_options
 from tests.servers import faults
 from tests.servers.gcs import GcsServer
 

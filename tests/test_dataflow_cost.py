@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from beam_pipeline.__main__ import main
-from beam_pipeline.dataflow.cost import Prices, TrialWork, Workers, estimate, workers_needed
+from beam_pipeline.launchers.dataflow.cost import (
+    Prices,
+    TrialWork,
+    Workers,
+    estimate,
+    workers_needed,
+)
 from tests import tables
 
 WORK = TrialWork(0.001, 20_000, 20_000, 60_000, shuffled_bytes=500, passes=2, block_trials=10)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from google.cloud.dataflow_v1beta3 import MetricUpdate
 
-from beam_pipeline.dataflow.job_state import (
+from beam_pipeline.launchers.dataflow.job_state import (
     TERMINAL,
     Message,
     Metrics,
@@ -17,7 +17,7 @@ from beam_pipeline.dataflow.job_state import (
     state_name,
     status_line,
 )
-from beam_pipeline.dataflow.service import read_metrics
+from beam_pipeline.launchers.dataflow.service import read_metrics
 from tests.servers.dataflow import counter, service_metric
 
 
@@ -103,7 +103,7 @@ During handling of the above exception, another exception occurred:
 
 Traceback (most recent call last):
   File "b.py", line 2, in g
-beam_pipeline.gcs.DamagedError: gs://lab/x: two lines
+beam_pipeline.storage.cloud_path.DamagedError: gs://lab/x: two lines
   of text
 [while running 'Survey']
 """
@@ -112,7 +112,7 @@ beam_pipeline.gcs.DamagedError: gs://lab/x: two lines
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        (CHAINED, "beam_pipeline.gcs.DamagedError: gs://lab/x: two lines"),
+        (CHAINED, "beam_pipeline.storage.cloud_path.DamagedError: gs://lab/x: two lines"),
         (
             "Workflow failed. Causes: no quota\n in us-east1.",
             "Workflow failed. Causes: no quota in us-east1.",

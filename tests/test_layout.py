@@ -15,7 +15,7 @@ from beam_pipeline.layout import (
 )
 from beam_pipeline.moments import UNIT, Moments
 from beam_pipeline.options import DatasetOptions
-from beam_pipeline.segments import Pointers
+from beam_pipeline.output.segments import Pointers
 from beam_pipeline.sessions import Block
 from beam_pipeline.sessions_table import read_summaries, sessions_table, write_table
 from beam_pipeline.spectrogram_options import SpectrogramOptions

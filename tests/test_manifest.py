@@ -20,7 +20,7 @@ from beam_pipeline.manifest import (
     split_manifests,
 )
 from beam_pipeline.shards import ShardInfo
-from beam_pipeline.storage import write_atomically
+from beam_pipeline.storage.places import write_atomically
 
 
 def make_shard(split, index=0, samples=2, trials=60):

@@ -24,9 +24,9 @@ import scipy.signal
 import webdataset
 
 from beam_pipeline.__main__ import main
-from beam_pipeline.dataset_folder import IncompleteDatasetError, check_complete
-from beam_pipeline.lock import locked
 from beam_pipeline.manifest import read_manifest
+from beam_pipeline.output.dataset_folder import IncompleteDatasetError, check_complete
+from beam_pipeline.output.lock import locked
 from tests import tables
 
 FLOAT16_ROUNDING = 2.0**-11

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from scipy import stats
 
-from beam_pipeline.segments import Pointers, SegmentStore
+from beam_pipeline.output.segments import Pointers, SegmentStore
 from beam_pipeline.sessions import (
     Copy,
     SessionRows,

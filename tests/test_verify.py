@@ -22,7 +22,7 @@ import pytest
 from beam_pipeline import preprocess
 from beam_pipeline.blocks import block_key
 from beam_pipeline.errors import UsageError
-from beam_pipeline.local_launch import LocalLauncher
+from beam_pipeline.launchers.local import LocalLauncher
 from beam_pipeline.manifest import Manifest, ManifestError, SplitManifest
 from beam_pipeline.options import DatasetOptions, options_fingerprint
 from beam_pipeline.sample.command import write_sample

@@ -20,10 +20,10 @@ from beam_pipeline.audit.table_warnings import AuditWarning, Severity, table_war
 from beam_pipeline.audit.tally import AuditTally, Timing
 from beam_pipeline.audit.timing_warnings import timing_warnings
 from beam_pipeline.errors import UsageError
-from beam_pipeline.locations import locate
 from beam_pipeline.options import add_source_arguments, open_source
 from beam_pipeline.sources import TraceSource
-from beam_pipeline.storage import AnyPath, write_atomically
+from beam_pipeline.storage.locations import locate
+from beam_pipeline.storage.places import AnyPath, write_atomically
 from beam_pipeline.traces import SFREQ_TOLERANCE
 
 FORMAT_VERSION = 1

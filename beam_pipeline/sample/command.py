@@ -19,11 +19,11 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from beam_pipeline import console
-from beam_pipeline.locations import local_path
 from beam_pipeline.sample.model import BAYES_N_TRIALS, LATENT_SCALE, bayes_accuracy
 from beam_pipeline.sample.options import SampleOptions
 from beam_pipeline.sample.tables import LATENT_SCHEMA, session_tables
 from beam_pipeline.sample.traces import GAMMA_BAND, GAMMA_WINDOW
+from beam_pipeline.storage.locations import local_path
 
 __all__ = [
     "add_arguments",

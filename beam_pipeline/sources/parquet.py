@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from beam_pipeline.gcs_client import in_parallel
 from beam_pipeline.sources import (
     COLUMNS,
     TEXT_COLUMNS,
@@ -18,6 +17,7 @@ from beam_pipeline.sources import (
     null_columns,
 )
 from beam_pipeline.sources.parquet_files import TableFile, find_files
+from beam_pipeline.storage.gcs_client import in_parallel
 from beam_pipeline.traces import fits_float32
 
 MAX_PIECES_OF_ROW_GROUP = 4

@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from beam_pipeline.gcs import CloudPath, ObjectState
-from beam_pipeline.locations import locate
 from beam_pipeline.sources import SourceError
+from beam_pipeline.storage.cloud_path import CloudPath, ObjectState
+from beam_pipeline.storage.locations import locate
 
 SUFFIX = ".parquet"
 #: With a buffer, Parquet pages are streamed; without, a whole column chunk is held in memory.

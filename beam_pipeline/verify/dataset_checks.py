@@ -19,7 +19,7 @@ from beam_pipeline.options import options_fingerprint
 from beam_pipeline.shards import ShardInfo, wids_index
 from beam_pipeline.spectrogram import Spectrogram, SpectrogramOptions
 from beam_pipeline.splits import SPLITS
-from beam_pipeline.storage import AnyPath, file_sizes
+from beam_pipeline.storage.places import AnyPath, file_sizes
 from beam_pipeline.traces import Reason, Reject
 from beam_pipeline.verify.block_report import BlockReport, Problem
 from beam_pipeline.verify.shard_report import ShardReport

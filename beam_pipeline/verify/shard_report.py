@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from beam_pipeline.locations import locate
 from beam_pipeline.shards import MEMBERS, tar_end
+from beam_pipeline.storage.locations import locate
 from beam_pipeline.verify.block_report import BlockReport, Problem, SampleRules, inspect_sample
 
 READ_BYTES = 1 << 16

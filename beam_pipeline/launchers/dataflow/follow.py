@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Protocol
 
 from beam_pipeline import console
-from beam_pipeline.dataflow.job_state import (
+from beam_pipeline.launchers.dataflow.job_state import (
     CANCELLED,
     DONE,
     TERMINAL,

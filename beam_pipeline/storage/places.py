@@ -1,9 +1,8 @@
 """Files of the pipeline, on a disk or in Cloud Storage, for code that need not know which.
 
-A place is a `pathlib.Path` or a `beam_pipeline.gcs.CloudPath`, which has those of its methods that
-are needed here; `beam_pipeline.locations.locate` makes the one or the other of what a user
-typed. On a disk the functions below make the system calls that they would make if there were no
-Cloud Storage.
+A place is a `pathlib.Path` or a `CloudPath`, which has those of its methods that are needed here;
+`locate` makes the one or the other of what a user typed. On a disk the functions below make the
+system calls that they would make if there were no Cloud Storage.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 from beam_pipeline.card import PICTURE
-from beam_pipeline.gcs import CloudPath, ObjectState
-from beam_pipeline.gcs_client import in_parallel
-from beam_pipeline.lock import OutputLock
 from beam_pipeline.manifest import MANIFEST, RUN, SESSIONS, STATS, Manifest
+from beam_pipeline.output.lock import OutputLock
+from beam_pipeline.output.work_folder import WorkFolder
 from beam_pipeline.splits import SPLITS
-from beam_pipeline.storage import AnyPath
-from beam_pipeline.work_folder import WorkFolder
+from beam_pipeline.storage.cloud_path import CloudPath, ObjectState
+from beam_pipeline.storage.gcs_client import in_parallel
+from beam_pipeline.storage.places import AnyPath
 
 #: What a dataset folder consists of, besides its manifest.
 CONTENTS = (

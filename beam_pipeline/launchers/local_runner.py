@@ -28,7 +28,7 @@ from google.protobuf.json_format import MessageToJson
 
 from beam_pipeline.cpus import n_cpus
 from beam_pipeline.errors import UsageError
-from beam_pipeline.local_worker import start_worker
+from beam_pipeline.launchers.local_worker import start_worker
 
 LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner")
 FORKED_WORKER = "beam_pipeline:env:forked_worker:v1"

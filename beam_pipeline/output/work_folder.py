@@ -9,13 +9,13 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from beam_pipeline.cloud_segments import CloudSegmentStore
-from beam_pipeline.gcs import CloudPath
-from beam_pipeline.gcs_client import in_parallel
-from beam_pipeline.locations import locate
-from beam_pipeline.segments import SegmentStore
+from beam_pipeline.output.cloud_segments import CloudSegmentStore
+from beam_pipeline.output.segments import SegmentStore
 from beam_pipeline.splits import SPLITS
-from beam_pipeline.storage import AnyPath, remove_tree
+from beam_pipeline.storage.cloud_path import CloudPath
+from beam_pipeline.storage.gcs_client import in_parallel
+from beam_pipeline.storage.locations import locate
+from beam_pipeline.storage.places import AnyPath, remove_tree
 
 PREFIX = ".work-"
 NAME = re.compile(r"\.work-[0-9a-f]{12}")

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from beam_pipeline.errors import UsageError
-from beam_pipeline.gcs import SCHEME, CloudPath
-from beam_pipeline.storage import AnyPath
+from beam_pipeline.storage.cloud_path import SCHEME, CloudPath
+from beam_pipeline.storage.places import AnyPath
 
 
 def locate(place: str) -> AnyPath:

@@ -18,7 +18,7 @@ from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.exceptions import DefaultCredentialsError
 from google.cloud import dataflow_v1beta3 as dataflow
 
-from beam_pipeline.dataflow.job_state import Message, Metrics, state_name
+from beam_pipeline.launchers.dataflow.job_state import Message, Metrics, state_name
 
 #: The API is asked again through an outage of this length; the job does not need us.
 PATIENCE_SECONDS = 600.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
-from beam_pipeline.source_package import copy_project
+from beam_pipeline.launchers.source_package import copy_project
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from beam_pipeline.card import PICTURE, dataset_card, mean_spectrograms_png
-from beam_pipeline.installation import CONTENTS
 from beam_pipeline.layout import (
     CONTENT_MODULUS,
     Normalization,
@@ -30,13 +29,14 @@ from beam_pipeline.manifest import (
 )
 from beam_pipeline.moments import UNIT
 from beam_pipeline.options import DatasetOptions
+from beam_pipeline.output.installation import CONTENTS
+from beam_pipeline.output.work_folder import WorkFolder
 from beam_pipeline.sessions_table import read_summaries
 from beam_pipeline.shards import ShardInfo, shards_of, wids_index
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.splits import SPLITS
-from beam_pipeline.storage import AnyPath, file_sizes
-from beam_pipeline.work_folder import WorkFolder
+from beam_pipeline.storage.places import AnyPath, file_sizes
 
 
 class IncompleteDatasetError(RuntimeError):

@@ -14,15 +14,21 @@ from typing import Any
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from beam_pipeline.counters import NAMESPACE, PHASE_COUNTERS
-from beam_pipeline.dataflow.buckets import check_buckets
-from beam_pipeline.dataflow.follow import JobError, JobInterruptedError, follow_job
-from beam_pipeline.dataflow.job_options import job_options
-from beam_pipeline.dataflow.job_record import JobRecord, read_record
-from beam_pipeline.dataflow.job_state import DONE, TERMINAL, Metrics
-from beam_pipeline.dataflow.service import DataflowService, ServiceError, default_project
-from beam_pipeline.dataflow.submit import job_description, submit
-from beam_pipeline.launcher import PHASES, Build, Outcome, RunFailedError, StillRunningError
-from beam_pipeline.work_folder import WorkFolder
+from beam_pipeline.launchers.contract import (
+    PHASES,
+    Build,
+    Outcome,
+    RunFailedError,
+    StillRunningError,
+)
+from beam_pipeline.launchers.dataflow.buckets import check_buckets
+from beam_pipeline.launchers.dataflow.follow import JobError, JobInterruptedError, follow_job
+from beam_pipeline.launchers.dataflow.job_options import job_options
+from beam_pipeline.launchers.dataflow.job_record import JobRecord, read_record
+from beam_pipeline.launchers.dataflow.job_state import DONE, TERMINAL, Metrics
+from beam_pipeline.launchers.dataflow.service import DataflowService, ServiceError, default_project
+from beam_pipeline.launchers.dataflow.submit import job_description, submit
+from beam_pipeline.output.work_folder import WorkFolder
 
 
 class DataflowLauncher:

@@ -22,8 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
-from beam_pipeline.gcs_client import client, crc32c, in_parallel, os_errors, retry
-from beam_pipeline.range_file import RangeFile
+from beam_pipeline.storage.gcs_client import client, crc32c, in_parallel, os_errors, retry
+from beam_pipeline.storage.range_file import RangeFile
 
 SCHEME = "gs://"
 #: Uploads of a whole object, where the client's own retries end in an error or a wrong checksum.

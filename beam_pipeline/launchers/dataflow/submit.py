@@ -21,8 +21,8 @@ from apache_beam.runners.dataflow.internal.apiclient import Environment
 from apache_beam.runners.runner import PipelineResult
 from google.protobuf.json_format import MessageToDict
 
-from beam_pipeline.launcher import Build
-from beam_pipeline.packed import packed
+from beam_pipeline.launchers.contract import Build
+from beam_pipeline.launchers.packed import packed
 
 
 class SubmissionError(RuntimeError):

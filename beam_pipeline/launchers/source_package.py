@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 #: What builds the package. The trainer stays behind: no worker imports it.
 PROJECT = ("setup.py", "pyproject.toml", "LICENSE")
 PACKAGE = "beam_pipeline"

@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from beam_pipeline.gcs import CloudPath
-from beam_pipeline.storage import AnyPath
+from beam_pipeline.storage.cloud_path import CloudPath
+from beam_pipeline.storage.places import AnyPath
 
 #: In Cloud Storage, where no lock ends with its process, the object that holds it.
 LOCK = ".lock"

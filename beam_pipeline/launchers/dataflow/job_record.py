@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from beam_pipeline.work_folder import WorkFolder
+from beam_pipeline.output.work_folder import WorkFolder
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from beam_pipeline.errors import UsageError
-from beam_pipeline.launcher import Launcher
-from beam_pipeline.local_launch import LocalLauncher
-from beam_pipeline.local_runner import LOCAL_RUNNERS
+from beam_pipeline.launchers.contract import Launcher
+from beam_pipeline.launchers.local import LocalLauncher
+from beam_pipeline.launchers.local_runner import LOCAL_RUNNERS
 
 
 def choose_launcher(
@@ -25,11 +25,11 @@ def choose_launcher(
     runner = PipelineOptions(list(arguments)).view_as(StandardOptions).runner
     if runner == "DataflowRunner":
         # Google's libraries take a second to load.
-        from beam_pipeline.dataflow.launch import DataflowLauncher
+        from beam_pipeline.launchers.dataflow.launch import DataflowLauncher
 
         return DataflowLauncher(arguments, input, output, verbose)
     if runner == "PortableRunner":
-        from beam_pipeline.portable_launch import PortableLauncher
+        from beam_pipeline.launchers.portable import PortableLauncher
 
         return PortableLauncher(arguments, output, verbose)
     if runner in LOCAL_RUNNERS:

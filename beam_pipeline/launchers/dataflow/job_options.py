@@ -15,8 +15,8 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
-from beam_pipeline.dataflow.checks import JobSettings, check_settings, refused_flags
 from beam_pipeline.errors import UsageError
+from beam_pipeline.launchers.dataflow.checks import JobSettings, check_settings, refused_flags
 
 #: One vCPU, 4 GB: what one SDK process with a few shards in work needs. Dataflow bills vCPUs and
 #: memory, not the series, so a faster series is cheaper.

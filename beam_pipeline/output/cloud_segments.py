@@ -17,10 +17,10 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.gcs import CloudPath
-from beam_pipeline.gcs_client import in_parallel
-from beam_pipeline.segments import Pointers
-from beam_pipeline.storage import whole_file
+from beam_pipeline.output.segments import Pointers
+from beam_pipeline.storage.cloud_path import CloudPath
+from beam_pipeline.storage.gcs_client import in_parallel
+from beam_pipeline.storage.places import whole_file
 from beam_pipeline.traces import Segments
 
 CRC_BYTES = 4

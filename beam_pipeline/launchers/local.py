@@ -22,10 +22,10 @@ from apache_beam.runners.runner import PipelineResult
 from beam_pipeline import console
 from beam_pipeline.counters import NAMESPACE
 from beam_pipeline.errors import UsageError
-from beam_pipeline.launcher import PHASES, Build, Outcome, RunFailedError
-from beam_pipeline.local_runner import local_runner, pipeline_options
+from beam_pipeline.launchers.contract import PHASES, Build, Outcome, RunFailedError
+from beam_pipeline.launchers.local_runner import local_runner, pipeline_options
+from beam_pipeline.output.work_folder import WorkFolder
 from beam_pipeline.progress import read_counts
-from beam_pipeline.work_folder import WorkFolder
 
 #: Flags of workers that local workers heed as well.
 LOCAL_FLAGS = {

@@ -10,11 +10,11 @@ from apache_beam.options.pipeline_options import PipelineOptions, PortableOption
 
 from beam_pipeline import console
 from beam_pipeline.errors import UsageError
-from beam_pipeline.launcher import PHASES, Build, Outcome
-from beam_pipeline.local_launch import beam_counters, run_to_end
-from beam_pipeline.packed import packed
+from beam_pipeline.launchers.contract import PHASES, Build, Outcome
+from beam_pipeline.launchers.local import beam_counters, run_to_end
+from beam_pipeline.launchers.packed import packed
+from beam_pipeline.output.work_folder import WorkFolder
 from beam_pipeline.progress import read_counts
-from beam_pipeline.work_folder import WorkFolder
 
 
 class PortableLauncher:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import apache_beam as beam
 
-from beam_pipeline.work_folder import WorkFolder
+from beam_pipeline.output.work_folder import WorkFolder
 
 Build = Callable[[beam.Pipeline], None]
 PHASES = {"read": "Reading traces", "survey": "Measuring statistics", "write": "Writing shards"}

@@ -30,7 +30,7 @@ def start_loading() -> subprocess.Popen[str]:
     Returns at once. Call it before this process loads the same modules, to load side by side. The
     process takes one JSON line a worker to start, and ends when this one does.
     """
-    command = [sys.executable, "-m", "beam_pipeline.local_worker"]
+    command = [sys.executable, "-m", "beam_pipeline.launchers.local_worker"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
     atexit.register(_stop, process)
     return process

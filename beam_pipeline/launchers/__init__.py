@@ -1,0 +1,1 @@
+"""Where the pipeline runs: on this machine, on a job server, on Dataflow."""

@@ -1,0 +1,1 @@
+"""From a work folder to a complete dataset folder."""

@@ -1,0 +1,1 @@
+"""Where files lie, on this machine or on Cloud Storage."""
