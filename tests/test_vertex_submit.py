@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from google.cloud.aiplatform_v1.types import CustomJob, HyperparameterTuningJob
 from google.protobuf.json_format import ParseDict
@@ -16,6 +17,8 @@ from tests.runs import ROOT
 from tests.servers import faults
 from tests.servers.vertex import VertexServer
 from trainer.__main__ import main
+from trainer.distributed import process_group
+from trainer.errors import TrainerError
 from trainer.options import parse_run_options
 from trainer.tune.space import SPACE, apply
 
@@ -134,6 +137,22 @@ def test_a_machine_has_the_accelerators_it_is_built_with(capsys, flags, expected
     ParseDict({"jobSpec": spec}, CustomJob.pb(message))
     machine = message.job_spec.worker_pool_specs[0].machine_spec
     assert (machine.accelerator_type.name, machine.accelerator_count) == expected
+
+
+def test_a_job_that_asks_for_a_gpu_never_trains_without_one(capsys, monkeypatch):
+    """Where the driver is too old for PyTorch there is only its warning."""
+    _, spec = dry_run(capsys, "submit", *RUN)
+    for variable in spec["workerPoolSpecs"][0]["containerSpec"]["env"]:
+        monkeypatch.setenv(variable["name"], variable["value"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TrainerError, match="PyTorch finds none"), process_group():
+        pass
+
+
+def test_a_job_without_a_gpu_asks_for_none(capsys):
+    _, spec = dry_run(capsys, "submit", *RUN, "--machine", "n2-standard-16")
+    environment = spec["workerPoolSpecs"][0]["containerSpec"]["env"]
+    assert "TRAINER_NEEDS_GPU" not in {variable["name"] for variable in environment}
 
 
 def test_a_tuning_job_searches_the_space_with_trials_that_train(capsys):

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.errors import UsageError
+from trainer.errors import TrainerError, UsageError
+from trainer.vertex.container import NEEDS_GPU
 
 T = TypeVar("T")
 
@@ -80,6 +81,8 @@ def process_group() -> Iterator[Process]:
     ------
     UsageError
         If a machine has GPUs, but fewer than processes.
+    TrainerError
+        If a job on Vertex AI has none of the GPUs that it asked for.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -93,6 +96,11 @@ def process_group() -> Iterator[Process]:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    elif os.environ.get(NEEDS_GPU):
+        raise TrainerError(
+            "this job is paid for with a GPU, but PyTorch finds none: the image's PyTorch is made "
+            f"for CUDA {torch.version.cuda}, which the machine's driver may be too old for"
+        )
     if world_size == 1:
         yield Process(0, 1, device)
         return

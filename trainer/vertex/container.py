@@ -1,8 +1,8 @@
 """What Vertex AI tells a container, by environment variables.
 
 ``AIP_*`` exist where the job has a ``baseOutputDirectory``, ``CLUSTER_SPEC`` in every replica. The
-variables `PROCESSES`, `RUN` and `EXPERIMENT` are ours: `trainer.vertex.job_spec` puts them into the
-job.
+variables `PROCESSES`, `NEEDS_GPU`, `RUN` and `EXPERIMENT` are ours: `trainer.vertex.job_spec` puts
+them into the job.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from trainer.errors import TrainerError
 
 #: Processes that train on each replica; set where there is more than one in all.
 PROCESSES = "TRAINER_PROCESSES_PER_REPLICA"
+#: Set where the machine has GPUs that are paid for.
+NEEDS_GPU = "TRAINER_NEEDS_GPU"
 #: Name of the run in Vertex AI Experiments; nothing is tracked there without it.
 RUN = "VERTEX_RUN"
 EXPERIMENT = "VERTEX_EXPERIMENT"

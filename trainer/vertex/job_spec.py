@@ -177,6 +177,8 @@ class _PlainDumper(yaml.SafeDumper):
 
 def _environment(options: VertexOptions, work: Work) -> dict[str, str]:
     environment = {}
+    if options.accelerator:
+        environment[container.NEEDS_GPU] = "1"
     processes = max(1, options.accelerator_count)
     if work.kind != "evaluate" and processes * options.replicas > 1:
         environment[container.PROCESSES] = str(processes)
