@@ -26,7 +26,7 @@ if [[ -x $root/.venv/bin/python ]]; then
   python=$root/.venv/bin/python
 fi
 
-build='' vertex=''
+build='' vertex='' image=''
 for word in "$@"; do
   shift
   case $word in

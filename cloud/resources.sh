@@ -113,7 +113,7 @@ check_bucket() { # BUCKET
 
 bucket_is_ours() { # BUCKET
   local mark
-  mark=$(describe_bucket "$1" labels.made_by)
+  mark=$(describe_bucket "$1" labels.made_by) || exit
   [[ $mark == "${LABEL#*=}" ]]
 }
 
@@ -136,8 +136,9 @@ accounts() {
 own_tensorboard() {
   is_enabled aiplatform || return 0
   local all
+  # Bash forgets -e inside $(...): without the return, "could not look" would be "there is none".
   all=$(look gcloud ai tensorboards list --project="$GOOGLE_CLOUD_PROJECT" \
-    --region="$GOOGLE_CLOUD_REGION" --format='csv[no-heading](name,labels.made_by)')
+    --region="$GOOGLE_CLOUD_REGION" --format='csv[no-heading](name,labels.made_by)') || return
   sed -n "s/,${LABEL#*=}\$//p" <<<"$all" | head -n 1
 }
 

@@ -25,7 +25,8 @@ own_accounts=()
 for email in "$DATAFLOW_SERVICE_ACCOUNT" "$TRAINER_SERVICE_ACCOUNT"; do
   grep -Fxq "$email,$MADE_BY" <<<"$accounts" && own_accounts+=("$email")
 done
-repository=$(repositories | grep -Fx "$ARTIFACT_REPOSITORY,${LABEL#*=}" || true)
+repositories=$(repositories)
+repository=$(grep -Fx "$ARTIFACT_REPOSITORY,${LABEL#*=}" <<<"$repositories" || true)
 tensorboard=$(own_tensorboard)
 buckets=()
 for bucket in "$TEMP_BUCKET" "$DATASET_BUCKET" "$RUNS_BUCKET"; do

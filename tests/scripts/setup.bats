@@ -265,3 +265,14 @@ temp 0 temp_lifecycle.json'
   assert_status 0
   [[ $output == *'cloud/setup.sh --dry_run'* && $output != *'set -euo'* && $output != *'#'* ]]
 }
+
+@test "a list that cannot be had is no reason to make a second TensorBoard" {
+  set_up
+  echo 'ai tensorboards list' >"$CLOUD/broken"
+  : >"$CLOUD/calls"
+
+  set_up
+
+  assert_error 1 'HttpError 503'
+  assert_equal "$(grep -c 'tensorboards create' "$CLOUD/calls" || true)" 0
+}

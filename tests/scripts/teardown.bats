@@ -132,3 +132,17 @@ things() {
   assert_error 2 --yes --help
   [[ -z $(changes) ]]
 }
+
+@test "a list that cannot be had stops it before anything is removed" {
+  local list
+  for list in 'artifacts repositories list' 'ai tensorboards list' 'storage buckets describe gs://runs --format=csv'; do
+    echo "$list" >"$CLOUD/broken"
+    local before
+    before=$(things)
+
+    tear_down $'y\ntemp\nspectra\nruns'
+
+    assert_error 1 'HttpError 503'
+    assert_equal "$(things)" "$before"
+  done
+}
