@@ -9,6 +9,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from beam_pipeline import __version__
 from beam_pipeline.cpus import n_cpus
@@ -36,12 +37,19 @@ COMMANDS = {
 MODULES = {name: f"{name}.command" for name in ("audit", "verify", "sample")}
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line: the usage of preprocess has forty."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {' '.join(message.splitlines())}; see {self.prog} --help\n")
+
+
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of all commands, with the flags of the chosen one.
 
     Only that one is imported: Beam, SciPy and Matplotlib take longer than a short command.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m beam_pipeline",
         description="From a table of LFP traces to normalised WebDataset shards.",
         epilog=_EXAMPLES,
@@ -95,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser(chosen)
     args, rest = parser.parse_known_args(given)
     if rest and args.command != "preprocess":
-        args.parser.error(f"{args.command} has no {' '.join(rest)}; see --help")
+        args.parser.error(f"{args.command} has no {' '.join(rest)}")
     check_beam_arguments(args.parser, rest)
     args.beam_arguments = rest
     try:
@@ -116,6 +124,8 @@ def _print_error(message: str, verbose: bool) -> None:
 
 
 if __name__ == "__main__":
+    # In a log file, too, what is said comes in the order in which it was said.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     status = main()
     # The collector would walk all of Beam once more, for nothing.
     gc.freeze()

@@ -121,7 +121,8 @@ def _columns(text: str) -> dict[str, str]:
     try:
         return parse_column_names(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        # argparse names the flag, too.
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--columns: ")) from error
 
 
 def _time(text: str) -> datetime:
@@ -155,8 +156,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         required=True,
         metavar="PATH",
-        help="Parquet file, folder of Parquet files, or quoted glob; or a table of BigQuery, "
-        "bq://PROJECT.DATASET.TABLE",
+        help="Parquet file, folder of Parquet files, or quoted glob, here or on gs://; or a table "
+        "of BigQuery, bq://PROJECT.DATASET.TABLE",
     )
     group.add_argument(
         "--columns",

@@ -40,7 +40,9 @@ def test_wrong_usage_is_status_2_and_suggests_the_near_miss(
 ) -> None:
     command = ["preprocess", "--input", str(source), "--output", str(tmp_path / "out")]
     assert exit_status([*command, "--normalisation", "global"]) == 2
-    assert "did you mean --normalization?" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "did you mean --normalization?" in error
+    assert len(error.splitlines()) == 1
     assert exit_status([*command, "--direct_num_worker", "2"]) == 2
     assert "did you mean --direct_num_workers?" in capsys.readouterr().err
     assert exit_status([*command, "--baseline", "1,2,3"]) == 2
