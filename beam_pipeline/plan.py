@@ -16,6 +16,7 @@ from beam_pipeline.blocks import n_shards_for
 from beam_pipeline.console import format_bytes, print_table
 from beam_pipeline.cpus import n_cpus
 from beam_pipeline.launchers.dataflow.cost import TrialWork, estimate
+from beam_pipeline.launchers.dataflow.defaults import MACHINE_TYPE
 from beam_pipeline.layout import LayoutError, decide_splits, survey_block
 from beam_pipeline.options import (
     DatasetOptions,
@@ -317,7 +318,7 @@ def _print_dataflow_cost(
     )
     job = estimate(source.n_rows, work, bigquery=source.kind == "bigquery")
     print(
-        f"Expected on Dataflow: {job.seconds / 60:,.0f} min with {job.workers} n2-standard-4 "
+        f"Expected on Dataflow: {job.seconds / 60:,.0f} min with {job.workers} {MACHINE_TYPE} "
         f"workers, {job.vcpu_hours:,.2f} vCPU hours, about ${job.dollars:,.2f} at list prices "
         f"({format_bytes(1e9 * job.shuffled_gb)} shuffled, "
         f"{format_bytes(1e9 * job.segments_gb)} of temporary objects), then "

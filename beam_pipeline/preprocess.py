@@ -9,6 +9,8 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,9 +32,13 @@ from beam_pipeline.options import (
     open_source,
     screening_options,
 )
-from beam_pipeline.output.dataset_folder import describe, existing_dataset
-from beam_pipeline.output.installation import install
-from beam_pipeline.output.lock import locked
+from beam_pipeline.output.dataset_folder import (
+    IncompleteDatasetError,
+    describe,
+    existing_dataset,
+)
+from beam_pipeline.output.installation import InstallationError, install
+from beam_pipeline.output.lock import LockedError, OutputLock, locked
 from beam_pipeline.output.work_folder import WorkFolder
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram
@@ -155,35 +161,60 @@ def preprocess(
             for leftover in leftovers:
                 leftover.remove()
             return existing, False
-        # Before the others go, so that at any moment a work folder marks what lies here as ours.
+        make = partial(_make, source, options, output, launcher, lock)
         work = unfinished or WorkFolder.create(output)
-        for leftover in leftovers:
-            if leftover != work:
-                leftover.remove()
-        survey_all = needs_every_spectrogram(options)
+        _replace(leftovers, work)
         try:
-            manifest, finished = _make(source, options, work, launcher, survey_all)
+            return make(work, needs_every_spectrogram(options)), True
         except _LateRejectsError:
-            work.remove()
             print("Some spectrograms are unusable: measuring those of all splits", file=sys.stderr)
-            work = WorkFolder.create(output)
-            manifest, finished = _make(source, options, work, launcher, survey_all=True)
-        install(work, finished, manifest, output, lock)
-        return manifest, True
+        retry = WorkFolder.create(output)
+        _replace([work], retry)
+        lock.check()
+        return make(retry, survey_all=True), True
+
+
+def _replace(leftovers: Sequence[WorkFolder], work: WorkFolder) -> None:
+    """Remove the work folders of earlier runs, now that there is another one.
+
+    Where one of them says that the output holds half a dataset of ours, `work` says so from now on.
+    """
+    others = [leftover for leftover in leftovers if leftover != work]
+    if any(leftover.installing.exists() for leftover in others):
+        work.installing.touch()
+    for leftover in others:
+        leftover.remove()
 
 
 class _LateRejectsError(Exception):
     """Trials turned out unusable that the splits were decided with."""
 
 
+#: What a run has left behind can never become a dataset, however often it is tried.
+_HOPELESS = (
+    _LateRejectsError,
+    PreprocessError,
+    IncompleteDatasetError,
+    InstallationError,
+    FileNotFoundError,
+)
+
+
 def _make(
     source: TraceSource,
     options: DatasetOptions,
-    work: WorkFolder,
+    output: AnyPath,
     launcher: Launcher,
+    lock: OutputLock,
+    work: WorkFolder,
     survey_all: bool,
-) -> tuple[Manifest, WorkFolder]:
-    """Run the pipeline; return the manifest, and the folder of the files beside the shards."""
+) -> Manifest:
+    """Run the pipeline and install what it has made.
+
+    Files are removed only as long as the lock is ours, and when the workers are known to be done
+    with them. A job that is done stays on record until its files are of no use, so that an outage
+    in the last minute costs no second job.
+    """
     started, identity = time.time(), _identity(source, options)
     spectrogram = Spectrogram(options.spectrogram)
     build = partial(
@@ -199,12 +230,37 @@ def _make(
     except StillRunningError:
         raise
     except BaseException:
-        # A worker that fails late may still be writing; the next run removes what is left.
-        remove_tree(work.segments)
+        # A local worker that fails late may still be writing; the next run removes what is left.
+        _give_up(work, lock)
         raise
+    lock.check()
     remove_tree(work.segments)
-    # Whatever comes now can fail for good, and must not be tried again on the same files.
-    work.forget_job()
+    try:
+        manifest, finished = _finish(source, options, spectrogram, work)
+        run = Path(finished.path, "dataset", RUN)
+        _write_run(run, source.uri, identity["input_identity"], started, outcome)
+        install(work, finished, manifest, output, lock)
+    except _HOPELESS:
+        _give_up(work, lock)
+        raise
+    return manifest
+
+
+def _give_up(work: WorkFolder, lock: OutputLock) -> None:
+    """Remove segments and the record of the job, unless another run may have taken them over."""
+    with suppress(LockedError, OSError):
+        lock.check()
+        remove_tree(work.segments)
+        work.forget_job()
+
+
+def _finish(
+    source: TraceSource,
+    options: DatasetOptions,
+    spectrogram: Spectrogram,
+    work: WorkFolder,
+) -> tuple[Manifest, WorkFolder]:
+    """Write the files beside the shards; return the manifest, and the folder that holds them."""
     if work.late_rejects.exists():
         raise _LateRejectsError
     finished = work.fetch()
@@ -213,7 +269,6 @@ def _make(
         _print_rejects(folder / "rejects", str(work.rejects))
         raise PreprocessError(work.problem.read_text())
     manifest = describe(source, options, spectrogram, finished)
-    _write_run(folder / RUN, source.uri, identity["input_identity"], started, outcome)
     return manifest, finished
 
 
@@ -274,7 +329,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry_run",
         action="store_true",
         help="with --runner DataflowRunner: check everything and print the job as JSON (steps, "
-        "files, worker pool, flags), without submitting it or writing anything",
+        "files, worker pool, flags), without submitting it or writing a file; a --bq_query is "
+        "run, since the job depends on its result",
     )
     add_dataset_arguments(parser)
 
@@ -283,7 +339,7 @@ def run(args: argparse.Namespace) -> int:
     """Preprocess a table and print what was made."""
     started = time.time()
     output = locate(args.output)
-    # Before anything is asked over the network.
+    # Before the table is opened: its flags, credentials and buckets take no time.
     launcher = choose_launcher(args.beam_arguments, args.input, args.output, args.verbose)
     source = open_source(args)
     options = dataset_options(args, source)

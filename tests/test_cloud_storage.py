@@ -1,12 +1,15 @@
 """The pipeline on gs://: the same bytes as on a disk, whatever goes wrong on the way."""
 
+import errno
 import io
 import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,9 +18,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from beam_pipeline.__main__ import main
+from beam_pipeline.audit.command import check_output
+from beam_pipeline.errors import UsageError
 from beam_pipeline.manifest import read_manifest
 from beam_pipeline.output import lock
 from beam_pipeline.output.installation import InstallationError, install
@@ -25,6 +31,7 @@ from beam_pipeline.output.lock import LockedError, OutputLock, locked
 from beam_pipeline.output.work_folder import WorkFolder
 from beam_pipeline.shards import Sample, write_shard
 from beam_pipeline.storage.cloud_path import CloudPath
+from beam_pipeline.storage.gcs_client import os_errors
 from beam_pipeline.storage.locations import locate
 from beam_pipeline.storage.places import whole_file
 from tests import tables
@@ -406,6 +413,36 @@ def test_a_shard_whose_making_breaks_off_does_not_appear(gcs):
     with pytest.raises(RuntimeError, match="no more"):
         write_shard(locate("gs://lab/work"), "train/x.tar", samples())
     assert not gcs.objects
+
+
+def test_a_bucket_by_itself_is_an_empty_folder(gcs):
+    place = locate("gs://lab")
+    assert not place.exists()
+    assert not place.is_file()
+    assert not place.is_dir()
+    check_output(place)
+
+
+@pytest.mark.parametrize("place", ["GS://lab/x", "Gs://lab", "S3://lab/x"])
+def test_a_scheme_in_capitals_is_no_folder_of_this_machine(place):
+    with pytest.raises(UsageError, match="on this machine or on gs:// only"):
+        locate(place)
+
+
+def test_a_full_disk_is_not_called_a_broken_connection():
+    with pytest.raises(OSError, match="No space left"), os_errors("gs://lab/x"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No connection to Cloud Storage"), os_errors("gs://lab/x"):
+        raise requests.ConnectionError
+
+
+def test_what_a_run_goes_on_with_on_this_machine_is_its_users_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    work = WorkFolder("gs://lab/out/.work-0123456789ab")
+    work.reopen()
+    assert work.progress is not None
+    assert stat.S_IMODE(work.local.stat().st_mode) == 0o700
+    work.reopen()
 
 
 @pytest.mark.parametrize("action", [faults.LOSE, faults.RESET, faults.PERSIST_HALF, faults.STATUS])

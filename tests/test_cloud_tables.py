@@ -74,6 +74,26 @@ def test_a_file_that_is_replaced_while_it_is_read_is_an_error(gcs):
         read_all(source)
 
 
+def test_a_flipped_bit_in_a_page_with_a_checksum_is_an_error(gcs):
+    content = pa.BufferOutputStream()
+    pq.write_table(
+        tables.make_table(sessions=2), content, write_page_checksum=True, compression="none"
+    )
+    damaged = bytearray(content.getvalue().to_pybytes())
+    damaged[len(damaged) // 2] ^= 16
+    gcs.put("gs://lab/a.parquet", bytes(damaged))
+    source = ParquetSource("gs://lab/a.parquet")
+    with pytest.raises(OSError, match="CRC checksum verification failed"):
+        read_all(source)
+
+
+def test_a_table_that_may_not_be_read_is_not_called_damaged(gcs):
+    put_table(gcs, "gs://lab/a.parquet", tables.make_table(sessions=2))
+    gcs.faults.add("GET", "/download/", faults.STATUS, status=403, times=None)
+    with pytest.raises(PermissionError, match=r"gs://lab/a\.parquet"):
+        ParquetSource("gs://lab/a.parquet")
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,11 +20,17 @@ import numpy
 import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.stager import Stager
+from google.api_core.exceptions import RetryError
+from google.auth.exceptions import RefreshError
+from google.cloud.dataflow_v1beta3 import MetricsV1Beta3Client
+from google.cloud.storage import Bucket
 
 from beam_pipeline.__main__ import main
-from beam_pipeline.launchers.dataflow import follow
+from beam_pipeline.launchers.dataflow import follow, launch, service
+from beam_pipeline.launchers.dataflow.submit import SubmissionError
 from beam_pipeline.launchers.source_package import PackagingError, copy_project
 from tests import tables
+from tests.servers import faults
 from tests.servers.boot import install
 from tests.servers.dataflow import DataflowServer, counter, service_metric
 from tests.servers.gcs import GcsServer
@@ -172,7 +179,9 @@ def test_the_job_that_is_submitted(
     (job,) = dataflow.jobs
     assert (job.project, job.region) == ("lab-test", "europe-west4")
     assert job.body["name"] == "mine"
-    assert job.body["labels"] == {"team": "lfp", "application": "lfp-vit"}
+    labels = job.body["labels"]
+    assert re.fullmatch("[0-9a-f]{12}", labels.pop("lfp-work"))
+    assert labels == {"team": "lfp", "application": "lfp-vit"}
     environment = job.body["environment"]
     assert environment["serviceAccountEmail"] == flags["service_account_email"]
     (workers,) = environment["workerPools"]
@@ -238,15 +247,21 @@ def last_line(capfd: pytest.CaptureFixture[str]) -> str:
         (["--machine_tipe", "n2-standard-4"], "did you mean --machine_type?"),
         (["--machine_type", "n2_standard_4"], "did you mean n2-standard-4?"),
         (["--region", "europe-west4-b"], "did you mean --region europe-west4?"),
+        (["--impersonate_service_account", "a@b"], "gcloud auth application-default login"),
     ],
 )
 def test_wrong_flags_are_one_line_and_status_2(
     gcs: GcsServer,
     dataflow: DataflowServer,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     flags: list[str],
     said: str,
 ) -> None:
+    def without_credentials() -> str:
+        raise service.ServiceError("no Google credentials found")
+
+    monkeypatch.setattr(launch, "default_project", without_credentials)
     try:
         status = main(command(dataflow, *flags))
     except SystemExit as end:
@@ -254,6 +269,24 @@ def test_wrong_flags_are_one_line_and_status_2(
     assert status == 2
     assert said in last_line(capfd)
     assert gcs.objects == {}
+
+
+@pytest.mark.parametrize("question", ["test_iam_permissions", "reload"])
+def test_buckets_that_do_not_answer_are_one_line(
+    gcs: GcsServer,
+    table: str,
+    dataflow: DataflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    question: str,
+) -> None:
+    def wait_in_vain(*_: object, **__: object) -> None:
+        raise RetryError("Timeout of 120.0s exceeded", cause=None)
+
+    # Two minutes of the client's own patience.
+    monkeypatch.setattr(Bucket, question, wait_in_vain)
+    assert main(command(dataflow)) == 1
+    assert "cannot be asked (Timeout of 120.0s exceeded" in last_line(capfd)
 
 
 def test_flags_of_dataflow_are_refused_by_a_local_run(
@@ -385,6 +418,189 @@ def test_after_an_interruption_the_same_command_follows_the_job_again(
     assert main(command(dataflow)) == 1
     assert len(dataflow.jobs) == 2
     assert work not in work_folders(gcs)
+
+
+def interrupted_run(
+    gcs: GcsServer, dataflow: DataflowServer, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Send a job whose launcher ends at once, and return its work folder."""
+    dataflow.states = ["RUNNING"]
+    with monkeypatch.context() as patched:
+        patched.setattr(follow.console, "watch", interrupt)
+        assert main(command(dataflow)) == 1
+    # Of any other job.
+    dataflow.states = ["CANCELLED"]
+    (work,) = work_folders(gcs)
+    gcs.put(f"{OUTPUT}/{work}/segments/segments-000000.raw", b"in use")
+    return work
+
+
+@pytest.mark.parametrize("failure", ["outage", "credentials", "program"])
+def test_a_job_that_cannot_be_asked_for_keeps_its_files(
+    gcs: GcsServer,
+    table: str,
+    dataflow: DataflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    failure: str,
+) -> None:
+    work = interrupted_run(gcs, dataflow, monkeypatch)
+    (job,) = dataflow.jobs
+
+    def fail(*_: object, **__: object) -> None:
+        if failure == "credentials":
+            raise RefreshError("Reauthentication is needed")
+        if failure == "program":
+            raise IndexError("list index out of range")
+
+    def follow_job(*arguments: object) -> object:
+        # From here on: what a run looks at first is up.
+        if failure == "outage":
+            dataflow.outages = 10**6
+        else:
+            patched.setattr(MetricsV1Beta3Client, "get_job_metrics", fail)
+        return follow.follow_job(*arguments)  # type: ignore[arg-type]
+
+    before = gcs.list(f"{OUTPUT}/{work}")
+    with monkeypatch.context() as patched:
+        patched.setattr(service, "PATIENCE_SECONDS", 0.5)
+        patched.setattr(launch, "follow_job", follow_job)
+        assert main(command(dataflow)) == 1
+    assert f"job {job.id} may go on: the same command follows it again" in last_line(capfd)
+    assert gcs.list(f"{OUTPUT}/{work}") == before
+
+    dataflow.outages = 0
+    job.states = dataflow.states = ["CANCELLED"]
+    assert main(command(dataflow)) == 1
+    assert len(dataflow.jobs) == 2
+
+
+def test_half_a_dataset_stays_ours_through_runs_that_fail(
+    gcs: GcsServer, table: str, dataflow: DataflowServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gcs.put(f"{OUTPUT}/README.md", b"of a dataset that was being installed")
+    gcs.put(f"{OUTPUT}/.work-0123456789ab/installing", b"")
+    dataflow.states = ["CANCELLED"]
+    for _ in range(3):
+        assert main(command(dataflow)) == 1
+        assert "was cancelled" in last_line(capfd)
+    assert len(dataflow.jobs) == 3
+
+
+def test_a_warning_without_a_word_is_no_failure(
+    gcs: GcsServer, table: str, dataflow: DataflowServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataflow.states, dataflow.messages = ["RUNNING", "CANCELLED"], [("WARNING", " ")]
+    assert main(command(dataflow)) == 1
+    assert "was cancelled" in last_line(capfd)
+
+
+@pytest.mark.parametrize("states", [["RUNNING", "DONE"], ["RUNNING", "FAILED"]])
+def test_a_launcher_that_lost_its_lock_touches_nothing(
+    gcs: GcsServer,
+    table: str,
+    dataflow: DataflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    states: list[str],
+) -> None:
+    files: dict[str, bytes] = {}
+
+    def follow_job(*arguments: object) -> object:
+        (work,) = work_folders(gcs)
+        for name in ("late_rejects", "segments/segments-000000.raw"):
+            gcs.put(f"{OUTPUT}/{work}/{name}", b"")
+        gcs.put(f"{OUTPUT}/.lock", b'{"run": "of another launcher"}')
+        files.update(gcs.list(f"{OUTPUT}/{work}"))
+        return follow.follow_job(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(launch, "follow_job", follow_job)
+    dataflow.states, dataflow.messages = states, [("ERROR", "no quota")]
+    assert main(command(dataflow)) == 1
+    said = "another run has taken" if states[-1] == "DONE" else "failed: no quota"
+    assert said in last_line(capfd)
+    (work,) = work_folders(gcs)
+    assert gcs.list(f"{OUTPUT}/{work}") == files
+    assert len(dataflow.jobs) == 1
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SubmissionError("no answer"), OSError("503")])
+def test_a_job_whose_answer_is_lost_is_found_by_its_name(
+    gcs: GcsServer,
+    table: str,
+    dataflow: DataflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    end: BaseException,
+) -> None:
+    # One of the same name that has ended long ago.
+    body = {"name": "mine", "clientRequestId": "1", "labels": {"lfp-work": "0" * 12}}
+    dataflow.states = ["CANCELLED"]
+    dataflow.create("lab-test", "europe-west4", body)
+
+    def submit(*arguments: object) -> str:
+        job_id = launch_submit(*arguments)  # type: ignore[arg-type]
+        if isinstance(end, OSError):
+            gcs.faults.add("POST", "upload.*", faults.STATUS, status=403)
+            return job_id
+        raise end
+
+    launch_submit = launch.submit
+    monkeypatch.setattr(launch, "submit", submit)
+    dataflow.states = ["RUNNING"]
+    with monkeypatch.context() as patched:
+        patched.setattr(follow.console, "watch", interrupt)
+        assert main(command(dataflow, "--job_name", "mine")) == 1
+    job = dataflow.jobs[1]
+    job.states = ["RUNNING", "RUNNING", "CANCELLED"]
+    assert main(command(dataflow, "--job_name", "mine")) == 1
+    assert f"job {job.id} was cancelled" in last_line(capfd)
+    assert len(dataflow.jobs) == 2
+
+
+def test_a_job_that_is_done_is_finished_by_a_later_launcher(
+    gcs: GcsServer,
+    table: str,
+    dataflow: DataflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    work = interrupted_run(gcs, dataflow, monkeypatch)
+    (job,) = dataflow.jobs
+    job.states = ["DONE"]
+    gcs.put(f"{OUTPUT}/{work}/problem.txt", b"the table has one class")
+    fault = gcs.faults.add("GET", "/download/.*problem.txt", faults.STATUS, status=403, times=None)
+    assert main(command(dataflow)) == 1
+    assert fault.hits
+    gcs.faults.clear()
+    capfd.readouterr()
+    assert main(command(dataflow)) == 1
+    assert last_line(capfd) == "error: the table has one class"
+    assert len(dataflow.jobs) == 1
+    # What can never become a dataset is not tried again.
+    dataflow.states = ["CANCELLED"]
+    assert main(command(dataflow)) == 1
+    assert len(dataflow.jobs) == 2
+
+
+def test_another_runner_leaves_the_folder_of_a_job_alone(
+    gcs: GcsServer,
+    table: str,
+    dataflow: DataflowServer,
+    pool: WorkerPool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    work = interrupted_run(gcs, dataflow, monkeypatch)
+    before = gcs.list(f"{OUTPUT}/{work}")
+    cluster = ["--runner", "PortableRunner", "--job_endpoint", "localhost:1"]
+    for flags in (tables.IN_PROCESS, cluster):
+        here = ["preprocess", "--input", TABLE, "--output", OUTPUT, *tables.FLAGS, *TRIALS]
+        assert main([*here, *flags]) == 1
+        last = last_line(capfd)
+        assert f"job {dataflow.jobs[0].id} on Dataflow may still be writing there" in last
+        assert f"gcloud dataflow jobs cancel {dataflow.jobs[0].id}" in last
+        assert gcs.list(f"{OUTPUT}/{work}") == before
 
 
 def test_the_source_is_packed_from_a_read_only_checkout_and_installs_alone(tmp_path: Path) -> None:

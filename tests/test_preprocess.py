@@ -24,6 +24,8 @@ import scipy.signal
 import webdataset
 
 from beam_pipeline.__main__ import main
+from beam_pipeline.launchers.contract import RunFailedError
+from beam_pipeline.launchers.local import LocalLauncher
 from beam_pipeline.manifest import read_manifest
 from beam_pipeline.output.dataset_folder import IncompleteDatasetError, check_complete
 from beam_pipeline.output.lock import locked
@@ -439,6 +441,31 @@ def test_killed_while_it_moved_the_dataset_into_place_it_starts_again(
     (folder / "test" / "lfp-test-00000-of-00001.tar").write_bytes(b"half a shard")
     (folder / ".work-0123456789ab").mkdir()
     (folder / ".work-0123456789ab" / "installing").touch()
+    assert digests(preprocess(source, folder, "--block_trials", "8")) == digests(dataset)
+
+
+def test_half_a_dataset_stays_ours_when_the_next_run_fails(
+    source: Path,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(dataset, folder)
+    (folder / "dataset.json").unlink()
+    (folder / ".work-0123456789ab").mkdir()
+    (folder / ".work-0123456789ab" / "installing").touch()
+
+    def fail(*_: object) -> None:
+        raise RunFailedError("a worker died")
+
+    command = ["preprocess", "--input", str(source), "--output", str(folder), *tables.FLAGS]
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalLauncher, "run", fail)
+        for _ in range(2):
+            assert main([*command, *tables.IN_PROCESS]) == 1
+            assert "a worker died" in capsys.readouterr().err
     assert digests(preprocess(source, folder, "--block_trials", "8")) == digests(dataset)
 
 

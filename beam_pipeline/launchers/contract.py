@@ -58,7 +58,7 @@ class Launcher(Protocol):
         Raises
         ------
         StillRunningError
-            If a run of another dataset still writes there.
+            If a run still writes there that this launcher cannot go on with.
         """
 
     def run(

@@ -21,8 +21,9 @@ from apache_beam.runners.runner import PipelineResult
 
 from beam_pipeline import console
 from beam_pipeline.counters import NAMESPACE
-from beam_pipeline.errors import UsageError
+from beam_pipeline.errors import UsageError, last_line
 from beam_pipeline.launchers.contract import PHASES, Build, Outcome, RunFailedError
+from beam_pipeline.launchers.dataflow.job_record import refuse_recorded
 from beam_pipeline.launchers.local_runner import local_runner, pipeline_options
 from beam_pipeline.output.work_folder import WorkFolder
 from beam_pipeline.progress import read_counts
@@ -56,7 +57,8 @@ class LocalLauncher:
     def unfinished(
         self, leftovers: Sequence[WorkFolder], identity: Mapping[str, Any]
     ) -> WorkFolder | None:
-        """Return None: a local run ends with its launcher."""
+        """Return None: a local run ends with its launcher. A job on Dataflow is not disturbed."""
+        refuse_recorded(leftovers)
         return None
 
     def run(
@@ -105,9 +107,7 @@ def run_to_end(pipeline: beam.Pipeline, log: Path, verbose: bool) -> PipelineRes
             result = pipeline.run()
             result.wait_until_finish()
     except Exception as error:
-        # Beam puts a worker's whole traceback before its message.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        message = lines[-1] if lines else type(error).__name__
+        message = last_line(error)
         if message.startswith("Channel closed"):
             message = "a worker process died; was it killed, or out of memory?"
         where = "above" if verbose else f"in {log}"

@@ -27,7 +27,6 @@ from apache_beam.transforms.environments import Environment, python_sdk_capabili
 from google.protobuf.json_format import MessageToJson
 
 from beam_pipeline.cpus import n_cpus
-from beam_pipeline.errors import UsageError
 from beam_pipeline.launchers.local_worker import start_worker
 
 LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner")
@@ -43,18 +42,9 @@ def pipeline_options(arguments: Sequence[str], verbose: bool = False) -> Pipelin
         Flags of Beam.
     verbose : bool
         Let the workers' logs through.
-
-    Raises
-    ------
-    UsageError
-        If another than a local runner is asked for.
     """
     options = PipelineOptions(list(arguments))
     standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)
-    if standard.runner not in LOCAL_RUNNERS:
-        raise UsageError(
-            f"--runner {standard.runner}: only local runs are possible so far (DirectRunner)"
-        )
     standard.runner = "FnApiRunner"
     given = {argument.split("=")[0] for argument in arguments}
     if "--direct_num_workers" not in given:

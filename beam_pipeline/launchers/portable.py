@@ -11,6 +11,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, PortableOption
 from beam_pipeline import console
 from beam_pipeline.errors import UsageError
 from beam_pipeline.launchers.contract import PHASES, Build, Outcome
+from beam_pipeline.launchers.dataflow.job_record import refuse_recorded
 from beam_pipeline.launchers.local import beam_counters, run_to_end
 from beam_pipeline.launchers.packed import packed
 from beam_pipeline.output.work_folder import WorkFolder
@@ -42,7 +43,8 @@ class PortableLauncher:
     def unfinished(
         self, leftovers: Sequence[WorkFolder], identity: Mapping[str, object]
     ) -> WorkFolder | None:
-        """Return None: there is no finding such a job again."""
+        """Return None: there is no finding such a job again. One on Dataflow is not disturbed."""
+        refuse_recorded(leftovers)
         return None
 
     def run(

@@ -24,8 +24,9 @@ from beam_pipeline.storage.places import AnyPath
 LOCK = ".lock"
 #: Seconds between two signs of life of a run.
 HEARTBEAT_SECONDS = 15.0
-#: Seconds without one after which a run is taken for dead.
-PATIENCE_SECONDS = 60.0
+#: Seconds without one after which a run is taken for dead: a sign is three requests, each of which
+#: may hang for the client's timeout of 60 s before it is sent again.
+PATIENCE_SECONDS = 200.0
 
 
 class LockedError(RuntimeError):

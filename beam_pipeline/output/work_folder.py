@@ -56,7 +56,8 @@ class WorkFolder:
 
     def reopen(self) -> None:
         """Make of a leftover on gs:// what a run can go on with on this machine."""
-        (self.local / "progress").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.local.mkdir(mode=0o700, exist_ok=True)
+        (self.local / "progress").mkdir(exist_ok=True)
 
     @staticmethod
     def leftovers(output: AnyPath) -> list[WorkFolder]:
@@ -126,7 +127,7 @@ class WorkFolder:
         return self._root / "job" / "record.json"
 
     def forget_job(self) -> None:
-        """Have no later launcher take the job's files for those of its own job."""
+        """Have no later launcher wait for the job, or take its files for those of its own."""
         remove_tree(self._root / "job")
 
     @property
@@ -145,7 +146,7 @@ class WorkFolder:
         return self._root / "shards.json"
 
     def fetch(self) -> WorkFolder:
-        """Return a work folder on this machine's disk with all but segments and shards.
+        """Return a work folder on this machine's disk with all but segments, shards and job.
 
         That is what the launcher finishes the dataset from; on a disk it is this folder itself.
         """
@@ -157,7 +158,7 @@ class WorkFolder:
         names = [
             name
             for name in root.file_sizes()
-            if not name.startswith("segments/") and not name.endswith(".tar")
+            if not name.startswith(("segments/", "job/")) and not name.endswith(".tar")
         ]
         for split in SPLITS:
             (fetched.dataset / split).mkdir(parents=True)
@@ -178,6 +179,8 @@ class WorkFolder:
         """
         root = self._root
         if not isinstance(root, Path):
+            # First: without all of its files, the job is of no use to anybody.
+            self.forget_job()
             root.remove_tree()
             shutil.rmtree(self.local, ignore_errors=True)
             return

@@ -165,6 +165,8 @@ def _trace_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
         # Noise in floats does not compress; digits do.
         compression="zstd" if pa.types.is_string(schema.field("trace").type) else "none",
         write_statistics=[name for name in schema.names if name != "trace"],
+        # Whoever reads parts of the file over a network can check them.
+        write_page_checksum=True,
     )
 
 

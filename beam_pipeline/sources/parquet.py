@@ -174,6 +174,9 @@ def _inspect(file: TableFile, names: Mapping[str, str]) -> _File:
         with file.open() as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
     except (pa.ArrowInvalid, OSError) as error:
+        # Arrow raises an OSError without a number for content that it cannot make sense of.
+        if getattr(error, "errno", None) is not None:
+            raise
         reason = str(error).splitlines()[0]
         raise SourceError(f"{path}: not a readable Parquet file ({reason})") from error
     row_groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]

@@ -51,7 +51,10 @@ class TableFile:
         place = locate(self.path)
         assert isinstance(place, CloudPath)
         options = {"buffer_size": CLOUD_BUFFER_BYTES, "pre_buffer": False} if stream else {}
-        return pq.ParquetFile(place.open_generation(self.state), **options)
+        # Ranges come without a checksum; a page has one if its writer has put it there.
+        return pq.ParquetFile(
+            place.open_generation(self.state), page_checksum_verification=True, **options
+        )
 
     def identity(self) -> list[Any]:
         """Return what changes when the file does: of an object the generation, else the time."""

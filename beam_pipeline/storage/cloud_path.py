@@ -86,6 +86,8 @@ class CloudPath:
 
     def state(self) -> ObjectState | None:
         """Return what the service knows of this object; None if there is none."""
+        if not self.key:
+            return None
         with os_errors(self):
             blob = client().bucket(self.bucket).get_blob(self.key, retry=retry())
         return None if blob is None else _state(blob)

@@ -77,6 +77,7 @@ def os_errors(place: object) -> Iterator[None]:
     from google.api_core import exceptions as api
     from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
     from google.cloud.storage.exceptions import DataCorruption
+    from requests import RequestException
 
     try:
         yield
@@ -95,8 +96,8 @@ def os_errors(place: object) -> Iterator[None]:
         raise OSError(errno.EIO, reason, str(place)) from error
     except (api.GoogleAPIError, GoogleAuthError, ValueError) as error:
         raise OSError(errno.EIO, _reason(error), str(place)) from error
-    except OSError as error:
-        # Of `requests`; its message names a host and a port.
+    except (RequestException, ConnectionError, TimeoutError) as error:
+        # Its message names a host and a port.
         reason = f"No connection to Cloud Storage ({type(error).__name__})"
         raise OSError(errno.EIO, reason, str(place)) from error
 

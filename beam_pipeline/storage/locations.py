@@ -24,7 +24,7 @@ def locate(place: str) -> AnyPath:
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]+", bucket):
             raise UsageError(f"{place}: not gs://BUCKET/FOLDER; '{bucket}' is no name of a bucket")
         return CloudPath(bucket, "/".join(part for part in name.split("/") if part))
-    if re.match(r"[a-z0-9+]+://", place):
+    if re.match(r"[a-z0-9+]+://", place, re.IGNORECASE):
         raise UsageError(f"{place}: files are read and written on this machine or on gs:// only")
     return Path(place)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 _PLACE = r".*/v1b3/projects/([^/]+)/locations/([^/]+)/jobs"
 
@@ -42,16 +42,23 @@ class Job:
     messages: list[tuple[str, str]] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
-    def describe(self) -> dict[str, Any]:
-        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+    def summary(self) -> dict[str, Any]:
         return {
             "id": self.id,
             "projectId": self.project,
             "location": self.region,
             "name": self.body["name"],
-            "currentState": f"JOB_STATE_{state}",
-            "clientRequestId": self.body["clientRequestId"],
+            "currentState": f"JOB_STATE_{self.states[0]}",
         }
+
+    def describe(self) -> dict[str, Any]:
+        described = self.summary() | {
+            "clientRequestId": self.body["clientRequestId"],
+            "labels": self.body.get("labels", {}),
+        }
+        if len(self.states) > 1:
+            self.states.pop(0)
+        return described
 
 
 class Executor(Protocol):
@@ -140,7 +147,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(self.dataflow.create(found[1], found[2], body).describe())
 
     def do_GET(self) -> None:
-        found = re.fullmatch(rf"{_PLACE}/([^/]+)(/messages|/metrics)?", urlsplit(self.path).path)
+        url = urlsplit(self.path)
+        if re.fullmatch(_PLACE, url.path):
+            self._list(parse_qs(url.query)["name"][0])
+            return
+        found = re.fullmatch(rf"{_PLACE}/([^/]+)(/messages|/metrics)?", url.path)
         job = self.dataflow.find(found[3]) if found else None
         if found is None or job is None:
             self._fail(404, f"no {self.path}")
@@ -154,6 +165,14 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(job.describe())
             self.dataflow.looked_at.set()
+
+    def _list(self, name: str) -> None:
+        if self.dataflow.outages:
+            self.dataflow.outages -= 1
+            self._fail(503, "try again")
+            return
+        jobs = [job.summary() for job in self.dataflow.jobs if job.body["name"] == name]
+        self._send({"jobs": jobs})
 
     def _fail(self, status: int, message: str) -> None:
         self._send({"error": {"code": status, "message": message}}, status)

@@ -46,7 +46,7 @@ class Answer:
     @classmethod
     def error(cls, status: int, message: str) -> Answer:
         """Return an error as the JSON API words it."""
-        reason = HTTPStatus(status).phrase
+        reason = {known.value: known.phrase for known in HTTPStatus}.get(status, "")
         error = {"message": message, "domain": "global", "reason": reason}
         return cls.json({"error": {"code": status, "message": message, "errors": [error]}}, status)
 

@@ -180,7 +180,8 @@ class VertexServer:
             job["state"] = self.script[min(index, len(self.script) - 1)]
         if job["state"] == "JOB_STATE_FAILED":
             job["error"] = {"code": 3, "message": self.error}
-        if job["state"] == "JOB_STATE_SUCCEEDED" and "hyperparameterTuningJobs" in name:
+        ended = job["state"] in ("JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED")
+        if ended and "hyperparameterTuningJobs" in name:
             job["trials"] = self.trials
 
     def _list(self, parent: str, query: dict[str, str]) -> dict[str, Any]:

@@ -11,13 +11,19 @@ from typing import Any
 
 from apache_beam.io.gcp.gcsio import create_storage_client
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
-from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound, Unauthorized
+from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, Unauthorized
 from google.auth.exceptions import GoogleAuthError
+from requests import RequestException
+
+from beam_pipeline.errors import one_line
 
 READ = ("storage.objects.get", "storage.objects.list")
 WRITE = (*READ, "storage.objects.create", "storage.objects.delete")
 #: Beam looks at the bucket itself before it stages a file.
 STAGE = (*WRITE, "storage.buckets.get")
+
+#: What the client raises for an answer that says no more, or for none.
+_UNANSWERED = (GoogleAPIError, RequestException)
 
 
 class BucketError(RuntimeError):
@@ -55,14 +61,16 @@ def check_buckets(options: PipelineOptions, input: str, output: str) -> list[str
     try:
         client = create_storage_client(options, not cloud.no_auth)
         problems = list(_problems(client, places))
+        if problems:
+            raise BucketError("; ".join(problems))
+        staging = bucket_of(cloud.staging_location)
+        location = client.get_bucket(staging).location
     except GoogleAuthError as error:
         raise BucketError(
             f"no Google credentials ({error}); run 'gcloud auth application-default login'"
         ) from error
-    if problems:
-        raise BucketError("; ".join(problems))
-    staging = bucket_of(cloud.staging_location)
-    location = client.get_bucket(staging).location
+    except _UNANSWERED as error:
+        raise BucketError(f"Cloud Storage cannot be asked ({one_line(error)})") from error
     return list(location_notes(staging, location, cloud.region))
 
 
@@ -93,8 +101,8 @@ def _problems(client: Any, places: Mapping[str, tuple[str, Iterable[str]]]) -> I
             yield f"{where}: there is no bucket gs://{bucket}"
         except (Forbidden, Unauthorized) as error:
             yield f"{where}: gs://{bucket} is out of reach ({error.message})"
-        except GoogleAPICallError as error:
-            yield f"{where}: gs://{bucket} cannot be asked ({error.message})"
+        except _UNANSWERED as error:
+            yield f"{where}: gs://{bucket} cannot be asked ({one_line(error)})"
         else:
             missing = [name for name in needed if name not in granted]
             if missing:

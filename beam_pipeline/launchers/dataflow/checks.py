@@ -31,6 +31,8 @@ _REFUSED = {
     "requirements_file": "workers install what setup.py names; add packages with --extra_package",
     "template_location": "a template's job would end without the launcher's last steps",
     "dataflow_job_file": "use --dry_run to see the job",
+    "impersonate_service_account": "not every client here would heed it; let all of them by "
+    "'gcloud auth application-default login --impersonate-service-account ACCOUNT'",
     "update": "a batch job cannot be updated",
     "streaming": "the table is bounded, and so is the job",
     "create_from_snapshot": "snapshots are of streaming jobs",

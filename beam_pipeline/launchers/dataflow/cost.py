@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from beam_pipeline.launchers.dataflow.defaults import DISK_GB, MAX_WORKERS, MEMORY_GB, VCPUS
+
 GB = 1e9
 HOUR = 3600.0
 #: Days that a segment lives at most: the run deletes it.
@@ -60,10 +62,10 @@ class Workers:
         What one worker reads from and writes to Cloud Storage.
     """
 
-    most: int = 20
-    vcpus: int = 4
-    memory_gb: float = 16.0
-    disk_gb: float = 50.0
+    most: int = MAX_WORKERS
+    vcpus: int = VCPUS
+    memory_gb: float = MEMORY_GB
+    disk_gb: float = DISK_GB
     start_seconds: float = 240.0
     efficiency: float = 0.5
     network_gb_second: float = 0.25

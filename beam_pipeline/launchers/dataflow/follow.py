@@ -159,7 +159,9 @@ def _failure(watch: _Watch, state: str, sleep: Callable[[float], object]) -> str
 
 def _first_line(text: str) -> str:
     lines = text.strip().splitlines()
-    return lines[0] if len(lines) <= 1 else f"{lines[0]} ... {lines[-1].strip()}"
+    if len(lines) > 1:
+        return f"{lines[0]} ... {lines[-1].strip()}"
+    return "".join(lines)
 
 
 def _say(line: str) -> None:

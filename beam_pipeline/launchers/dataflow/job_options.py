@@ -17,17 +17,11 @@ from apache_beam.options.pipeline_options import (
 
 from beam_pipeline.errors import UsageError
 from beam_pipeline.launchers.dataflow.checks import JobSettings, check_settings, refused_flags
+from beam_pipeline.launchers.dataflow.defaults import DISK_GB, MACHINE_TYPE, MAX_WORKERS
 
-#: One vCPU, 4 GB: what one SDK process with a few shards in work needs. Dataflow bills vCPUs and
-#: memory, not the series, so a faster series is cheaper.
-MACHINE_TYPE = "n2-standard-4"
-#: The image, and shards that are written before they are uploaded.
-DISK_GB = 50
 #: Bundles at work in one SDK process: while one waits for Cloud Storage, others compute. Beam's
 #: default of 12 would hold three times the spectrograms in memory and gain nothing.
 HARNESS_THREADS = 4
-#: Where a cluster of this size does not finish within hours, the limit is worth a thought.
-MAX_WORKERS = 20
 LABEL = "application=lfp-vit"
 
 

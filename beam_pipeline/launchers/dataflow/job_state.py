@@ -9,6 +9,8 @@ from datetime import datetime
 DONE, FAILED, CANCELLED = "done", "failed", "cancelled"
 #: States in which a job stays.
 TERMINAL = frozenset({DONE, FAILED, CANCELLED, "updated", "drained"})
+#: Of a job that Dataflow does not know (any more); no state of its own.
+GONE = "gone"
 _PREFIX = "JOB_STATE_"
 _SECONDS_AN_HOUR = 3600.0
 _MB_A_GB = 1024.0
@@ -54,7 +56,7 @@ class Metrics:
     service: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def workers(self) -> float | None:
+    def vcpus(self) -> float | None:
         """Virtual CPUs that work now."""
         return self.service.get("CurrentVcpuCount")
 
@@ -77,8 +79,8 @@ def status_line(state: str, metrics: Metrics) -> str:
     """Return one line on how far a job is."""
     counters = metrics.counters
     parts = [state]
-    if metrics.workers:
-        parts.append(f"{metrics.workers:g} vCPUs at work")
+    if metrics.vcpus:
+        parts.append(f"{metrics.vcpus:g} vCPUs at work")
     parts.append(f"{counters.get('rows_read', 0):,} rows")
     parts.append(f"{metrics.rejects():,} rejects")
     parts.append(f"{counters.get('shards', 0):,} shards")

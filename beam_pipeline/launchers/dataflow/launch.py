@@ -7,13 +7,16 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from beam_pipeline.counters import NAMESPACE, PHASE_COUNTERS
+from beam_pipeline.errors import one_line
 from beam_pipeline.launchers.contract import (
     PHASES,
     Build,
@@ -24,11 +27,11 @@ from beam_pipeline.launchers.contract import (
 from beam_pipeline.launchers.dataflow.buckets import check_buckets
 from beam_pipeline.launchers.dataflow.follow import JobError, JobInterruptedError, follow_job
 from beam_pipeline.launchers.dataflow.job_options import job_options
-from beam_pipeline.launchers.dataflow.job_record import JobRecord, read_record
-from beam_pipeline.launchers.dataflow.job_state import DONE, TERMINAL, Metrics
-from beam_pipeline.launchers.dataflow.service import DataflowService, ServiceError, default_project
-from beam_pipeline.launchers.dataflow.submit import job_description, submit
-from beam_pipeline.output.work_folder import WorkFolder
+from beam_pipeline.launchers.dataflow.job_record import LABEL, JobRecord, read_record
+from beam_pipeline.launchers.dataflow.job_state import DONE, GONE, TERMINAL, Metrics
+from beam_pipeline.launchers.dataflow.service import DataflowService, default_project
+from beam_pipeline.launchers.dataflow.submit import SubmissionError, job_description, submit
+from beam_pipeline.output.work_folder import PREFIX, WorkFolder
 
 
 class DataflowLauncher:
@@ -57,6 +60,9 @@ class DataflowLauncher:
         self._arguments = (arguments, input, output)
         self._verbose = verbose
         _quiet(verbose)
+        if _named_project(arguments):
+            # Wrong flags are wrong without credentials, too.
+            job_options(*self._arguments)
         project = _project(arguments)
         if project:
             # Beam and Google's clients look for it there as well.
@@ -80,6 +86,8 @@ class DataflowLauncher:
         ------
         StillRunningError
             If the job of another dataset still writes there.
+        ServiceError
+            If Dataflow does not say how a job is: then nothing may be removed.
         """
         found = None
         for work in leftovers:
@@ -87,15 +95,22 @@ class DataflowLauncher:
             if record is None:
                 continue
             service = self._service_of(record)
-            state = service.state(record.job_id)
-            running = state not in TERMINAL | {"unknown"}
-            if record.identity == dict(identity) and (running or state == DONE):
+            job_id = record.job_id or service.find(record.job_name, record.label)
+            if not job_id:
+                continue
+            if not record.job_id:
+                record = dataclasses.replace(record, job_id=job_id)
+                work.job.write_text(record.to_json())
+            state = service.state(job_id)
+            running = state not in TERMINAL | {GONE}
+            matches = found is None and record.identity == dict(identity)
+            if matches and (running or state == DONE):
                 work.reopen()
                 found = work
             elif running:
                 raise StillRunningError(
-                    f"job {record.job_id} is still making another dataset there; wait for its "
-                    f"end, or end it with '{service.cancel_command(record.job_id)}'"
+                    f"{record} is still making another dataset there; wait for its end, or end it "
+                    f"with '{record.end_command()}'"
                 )
         return found
 
@@ -111,36 +126,59 @@ class DataflowLauncher:
         StillRunningError
             If the job goes on, but is not followed any more.
         """
-        record = read_record(work)
+        with _watching("its job"):
+            record = read_record(work)
         if record is None:
             record = self._submit(build, work, identity)
         else:
-            print(f"Following job {record.job_id} again", file=sys.stderr)
-        service = self._service_of(record)
-        print(f"Job {record.job_id}: {service.console_url(record.job_id)}", file=sys.stderr)
-        try:
+            print(f"Following {record} again", file=sys.stderr)
+        with _watching(str(record)):
+            service = self._service_of(record)
+            print(f"Job {record.job_id}: {service.console_url(record.job_id)}", file=sys.stderr)
             metrics = follow_job(
                 service, record.job_id, PHASES, PHASE_COUNTERS, n_rows, self._verbose
             )
-        except JobError as error:
-            raise RunFailedError(str(error)) from error
-        except JobInterruptedError as error:
-            raise StillRunningError(str(error)) from error
-        except ServiceError as error:
-            raise StillRunningError(
-                f"{error}; job {record.job_id} may go on: the same command follows it again"
-            ) from error
         return _outcome(record, metrics)
 
     def _submit(self, build: Build, work: WorkFolder, identity: Mapping[str, Any]) -> JobRecord:
         # Beam writes into a job's options; another job gets its own, with its own name.
         options = job_options(*self._arguments)
         cloud = options.view_as(GoogleCloudOptions)
-        name = cloud.job_name
-        job_id = submit(build, options, None if self._verbose else work.log)
-        record = JobRecord(job_id, name, cloud.project, cloud.region, dict(identity))
-        work.job.write_text(record.to_json())
+        label = work.path.rpartition(PREFIX)[2]
+        cloud.labels = [*cloud.labels, f"{LABEL}={label}"]
+        record = JobRecord("", cloud.job_name, cloud.project, cloud.region, label, dict(identity))
+
+        def build_and_record(pipeline: beam.Pipeline) -> None:
+            build(pipeline)
+            # Before anything is sent, so that the job can be found whatever happens then.
+            work.job.write_text(record.to_json())
+
+        try:
+            job_id = submit(build_and_record, options, None if self._verbose else work.log)
+        except SubmissionError as error:
+            # A lost answer looks like a refusal.
+            found = self._sent(record, error)
+            if not found:
+                raise
+            job_id = found
+        except KeyboardInterrupt:
+            raise StillRunningError(
+                f"interrupted while {record} was being submitted; if it was, the same command "
+                f"follows it, and '{record.end_command()}' lists it"
+            ) from None
+        record = dataclasses.replace(record, job_id=job_id)
+        with _watching(str(record)):
+            work.job.write_text(record.to_json())
         return record
+
+    def _sent(self, record: JobRecord, error: SubmissionError) -> str:
+        """Return the id of a job that was refused, as it seems; empty if it is not there."""
+        try:
+            return self._service_of(record).find(record.job_name, record.label)
+        except (Exception, KeyboardInterrupt) as unknown:
+            raise StillRunningError(
+                f"{error}; the same command looks for {record}, or starts again"
+            ) from unknown
 
     def _service_of(self, record: JobRecord) -> DataflowService:
         options = PipelineOptions.from_dictionary(
@@ -150,13 +188,34 @@ class DataflowLauncher:
         return DataflowService(options, NAMESPACE)
 
 
+@contextmanager
+def _watching(job: str) -> Iterator[None]:
+    """Take a job to go on, whatever happens to its launcher, until it is known to have ended."""
+    try:
+        yield
+    except JobError as error:
+        raise RunFailedError(str(error)) from error
+    except JobInterruptedError as error:
+        raise StillRunningError(str(error)) from error
+    except BaseException as error:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
+        raise StillRunningError(
+            f"{reason}; {job} may go on: the same command follows it again"
+        ) from error
+
+
 def _outcome(record: JobRecord, metrics: Metrics) -> Outcome:
     details = {
         "runner": "DataflowRunner",
-        **{key: value for key, value in dataclasses.asdict(record).items() if key != "identity"},
+        **{name: getattr(record, name) for name in ("job_id", "job_name", "project", "region")},
         "usage": metrics.usage(),
     }
     return Outcome(metrics.counters, details)
+
+
+def _named_project(arguments: Sequence[str]) -> str | None:
+    cloud = PipelineOptions(list(arguments)).view_as(GoogleCloudOptions)
+    return cloud.project or os.environ.get("GOOGLE_CLOUD_PROJECT")
 
 
 def _project(arguments: Sequence[str]) -> str | None:

@@ -1,10 +1,11 @@
-"""Dataflow's API: what a running job says of itself, and its end at our wish."""
+"""Dataflow's API: what a job says of itself. Nothing is ever changed or cancelled."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -12,13 +13,16 @@ import google.auth
 from apache_beam.internal.gcp.auth import get_service_credentials
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 from google.api_core.client_options import ClientOptions
-from google.api_core.exceptions import GoogleAPICallError, NotFound
+from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, NotFound
 from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials, Credentials
-from google.auth.exceptions import DefaultCredentialsError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.cloud import dataflow_v1beta3 as dataflow
+from requests import RequestException
 
-from beam_pipeline.launchers.dataflow.job_state import Message, Metrics, state_name
+from beam_pipeline.errors import one_line
+from beam_pipeline.launchers.dataflow.job_record import LABEL, cancel_command
+from beam_pipeline.launchers.dataflow.job_state import GONE, Message, Metrics, state_name
 
 #: The API is asked again through an outage of this length; the job does not need us.
 PATIENCE_SECONDS = 600.0
@@ -89,24 +93,41 @@ class DataflowService:
 
     def cancel_command(self, job_id: str) -> str:
         """Return what a person types to cancel a job."""
-        return (
-            f"gcloud dataflow jobs cancel {job_id} --region {self.region} --project {self.project}"
-        )
+        return cancel_command(job_id, self.project, self.region)
+
+    def find(self, name: str, label: str) -> str:
+        """Return the id of the job of this name and label `LABEL`; empty if there is none.
+
+        Raises
+        ------
+        ServiceError
+        """
+        request = dataflow.ListJobsRequest(project_id=self.project, location=self.region, name=name)
+        with _service_errors():
+            for listed in self._jobs.list_jobs(request, retry=self._retry):
+                # Names come again; what is listed leaves out the labels.
+                place = self._place(listed.id)
+                view = dataflow.JobView.JOB_VIEW_ALL
+                job = self._jobs.get_job(
+                    dataflow.GetJobRequest(view=view, **place), retry=self._retry
+                )
+                if job.name == name and job.labels.get(LABEL) == label:
+                    return str(job.id)
+        return ""
 
     def state(self, job_id: str) -> str:
-        """Return a job's state, such as ``running``; ``unknown`` if there is no such job.
+        """Return a job's state, such as ``running``; `GONE` if there is no such job.
 
         Raises
         ------
         ServiceError
         """
         request = dataflow.GetJobRequest(**self._place(job_id))
-        try:
-            job = self._jobs.get_job(request, retry=self._retry)
-        except NotFound:
-            return "unknown"
-        except GoogleAPICallError as error:
-            raise _service_error(error) from error
+        with _service_errors():
+            try:
+                job = self._jobs.get_job(request, retry=self._retry)
+            except NotFound:
+                return GONE
         return state_name(dataflow.JobState(job.current_state).name)
 
     def messages(self, job_id: str, since: datetime | None) -> Iterator[Message]:
@@ -116,21 +137,17 @@ class DataflowService:
             start_time=since,
             **self._place(job_id),
         )
-        try:
+        with _service_errors():
             for message in self._messages.list_job_messages(request, retry=self._retry):
                 importance = _IMPORTANCE.get(message.message_importance)
                 if importance:
                     yield Message(message.id, message.time, importance, message.message_text)
-        except GoogleAPICallError as error:
-            raise _service_error(error) from error
 
     def metrics(self, job_id: str) -> Metrics:
         """Return a job's numbers as they are now."""
         request = dataflow.GetJobMetricsRequest(**self._place(job_id))
-        try:
+        with _service_errors():
             found = self._metrics.get_job_metrics(request, retry=self._retry)
-        except GoogleAPICallError as error:
-            raise _service_error(error) from error
         return read_metrics(found.metrics, self._namespace)
 
     def _place(self, job_id: str) -> dict[str, str]:
@@ -180,5 +197,13 @@ def _credentials(options: PipelineOptions) -> Credentials:
     return found.get_google_auth_credentials() if found else AnonymousCredentials()
 
 
-def _service_error(error: GoogleAPICallError) -> ServiceError:
-    return ServiceError(f"Dataflow answered {error.code}: {error.message}")
+@contextmanager
+def _service_errors() -> Iterator[None]:
+    """Raise whatever keeps Dataflow from answering as `ServiceError`."""
+    try:
+        yield
+    except GoogleAPICallError as error:
+        raise ServiceError(f"Dataflow answered {error.code}: {error.message}") from error
+    except (GoogleAPIError, GoogleAuthError, RequestException) as error:
+        # Patience that ran out, credentials that expired, no network.
+        raise ServiceError(f"Dataflow does not answer ({one_line(error)})") from error

@@ -21,6 +21,7 @@ from apache_beam.runners.dataflow.internal.apiclient import Environment
 from apache_beam.runners.runner import PipelineResult
 from google.protobuf.json_format import MessageToDict
 
+from beam_pipeline.errors import last_line
 from beam_pipeline.launchers.contract import Build
 from beam_pipeline.launchers.packed import packed
 
@@ -158,9 +159,4 @@ def _construct_and_run(build: Build, options: PipelineOptions) -> PipelineResult
     try:
         return pipeline.run()
     except Exception as error:
-        raise SubmissionError(f"the job was not submitted: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+        raise SubmissionError(f"the job was not submitted: {last_line(error)}") from error
