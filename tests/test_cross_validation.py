@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -146,6 +147,22 @@ def test_an_animal_that_two_runs_test_is_refused(folds, tmp_path, capsys):
 
     assert "is in test in both" in capsys.readouterr().err
     assert not (tmp_path / "pooled").exists()
+
+
+def test_the_result_is_not_written_over_a_run_or_a_dataset(folds, tmp_path, capsys, monkeypatch):
+    given = run_folders(folds)
+    other = shutil.copytree(given[2], tmp_path / "other")
+    monkeypatch.chdir(folds)
+    before = {path: path.read_bytes() for path in folds.rglob("test.*")}
+    for output, expected in {
+        "run-1/": "is one of the runs",
+        str(other): "is a run",
+        "dataset-1": "is a dataset",
+    }.items():
+        assert trainer_main(["pool", *given[:2], "--output", output]) == 2
+        assert f"--output {output} {expected}" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folds.rglob("test.*")} == before
+    assert not (folds / "dataset-1/metrics").exists()
 
 
 def test_one_run_is_no_cross_validation(folds, tmp_path, capsys):

@@ -25,9 +25,11 @@ from google.auth.exceptions import RefreshError
 from google.cloud.dataflow_v1beta3 import MetricsV1Beta3Client
 from google.cloud.storage import Bucket
 
+from beam_pipeline import console
 from beam_pipeline.__main__ import main
 from beam_pipeline.launchers.dataflow import follow, launch, service
 from beam_pipeline.launchers.dataflow.submit import SubmissionError
+from beam_pipeline.launchers.dataflow.submit import submit as submit_job
 from beam_pipeline.launchers.source_package import PackagingError, copy_project
 from tests import tables
 from tests.servers import faults
@@ -426,7 +428,7 @@ def interrupted_run(
     """Send a job whose launcher ends at once, and return its work folder."""
     dataflow.states = ["RUNNING"]
     with monkeypatch.context() as patched:
-        patched.setattr(follow.console, "watch", interrupt)
+        patched.setattr(console, "watch", interrupt)
         assert main(command(dataflow)) == 1
     # Of any other job.
     dataflow.states = ["CANCELLED"]
@@ -545,11 +547,11 @@ def test_a_job_whose_answer_is_lost_is_found_by_its_name(
             return job_id
         raise end
 
-    launch_submit = launch.submit
+    launch_submit = submit_job
     monkeypatch.setattr(launch, "submit", submit)
     dataflow.states = ["RUNNING"]
     with monkeypatch.context() as patched:
-        patched.setattr(follow.console, "watch", interrupt)
+        patched.setattr(console, "watch", interrupt)
         assert main(command(dataflow, "--job_name", "mine")) == 1
     job = dataflow.jobs[1]
     job.states = ["RUNNING", "RUNNING", "CANCELLED"]

@@ -45,6 +45,7 @@ GLUE = {
 TRAINER_GLUE = {
     "trainer.outbox",
     "trainer.remote.gcs",
+    "trainer.transient",
     "trainer.vertex.client",
     "trainer.vertex.experiment",
     "trainer.vertex.logs",

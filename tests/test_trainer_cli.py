@@ -370,6 +370,63 @@ def test_a_signal_to_two_processes_saves_and_says_so_once(dataset, tmp_path):
     assert last_state(run)["step"] == int(step)
 
 
+#: The first process does not end when it is told to; the other one does, and believes it is saved.
+STUCK = """
+import json, os, signal, sys
+if "stuck" not in sys.argv:
+    sys.exit()
+rank, folder = os.environ["RANK"], os.environ["TRAINER_FAILURES"]
+def stop(*_):
+    if rank == "1":
+        word = {"time": 1.0, "rank": 1, "message": "after step 5, which is saved", "status": 1}
+        with open(f"{folder}/1.json", "w") as file:
+            json.dump(word, file)
+        os._exit(1)
+signal.signal(signal.SIGTERM, stop)
+open(rank, "w").close()
+while True:
+    signal.pause()
+"""
+LAUNCH = """
+import os, signal, threading, time
+from torch.distributed.launcher.api import LaunchConfig
+from trainer import launch
+from trainer.remote.folder import PATIENCE_SECONDS
+flags = ["--standalone", "--nproc_per_node=2"]
+launch.launch(flags, ["done"])
+assert LaunchConfig(1, 1, 1).shutdown_timeout > 2 * PATIENCE_SECONDS
+os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "1"
+def stop():
+    while not (os.path.exists("0") and os.path.exists("1")):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=stop, daemon=True).start()
+try:
+    launch.launch(flags, ["stuck"])
+except Exception as error:
+    print(error)
+"""
+
+
+def test_the_first_process_has_time_to_end_and_nobody_speaks_for_it(tmp_path):
+    (tmp_path / "trainer.py").write_text(STUCK)
+    # Here the real trainer, in what it starts the one above.
+    code = f"import sys; sys.path[0] = {str(ROOT)!r}\n{LAUNCH}"
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "stopped by SIGTERM; the same command goes on\n"
+
+
 def test_a_process_that_was_killed_is_named(dataset, tmp_path):
     run = tmp_path / "run"
     process = start_two(flags(dataset, run, train__epochs=500))

@@ -32,12 +32,14 @@ from trainer.data.loader import SequenceLoader, make_loader
 from trainer.data.shard_cache import FETCH_THREADS, cache_shards
 from trainer.data.split_scan import scan_split
 from trainer.data.storage import DatasetError
+from trainer.errors import TrainerError
 from trainer.remote import mirror as mirror_module
 from trainer.remote.folder import RemoteError
 from trainer.remote.gcs import GcsFolder
 from trainer.remote.mirror import Mirror
 from trainer.run_folder import open_run, write_file
 from trainer.training.checkpoint import load_checkpoint, read_marker
+from trainer.training.interruption import interruptible
 
 DATA, RUN = "gs://lab/datasets/mice", "gs://lab/vertex-runs/r1"
 #: An object's content, not what is known about it.
@@ -447,6 +449,44 @@ def test_a_run_that_is_told_to_stop_has_its_last_step_in_the_bucket(remote, capf
     assert f"{RUN}/checkpoints/{marker['last']['path']}" in remote.objects
 
 
+@pytest.fixture
+def sigterm_at_close(monkeypatch):
+    """Every mirror is told to stop while it waits for its last copy."""
+    close = Mirror.close
+
+    def interrupted(self: Mirror) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(self)
+
+    monkeypatch.setattr(Mirror, "close", interrupted)
+
+
+def test_a_signal_while_the_last_files_are_copied_takes_none_of_them(
+    gcs, sigterm_at_close, monkeypatch
+):
+    held = gcs.faults.add("POST", "/upload/", faults.HOLD)
+    with (
+        pytest.raises(TrainerError, match=r"stopped by SIGTERM.*is kept in") as error,
+        interruptible(),
+        open_run(RUN) as run,
+    ):
+        write(run.path, "checkpoints/last.pt", "the only one")
+    kept = Path(one_line(error).split(f"what is missing in {RUN} is kept in ")[1])
+    try:
+        assert (kept / "checkpoints/last.pt").read_text() == "the only one"
+    finally:
+        held.release.set()
+        shutil.rmtree(kept)
+
+
+def test_a_training_that_is_done_copies_its_last_files_whoever_wants_it_to_stop(
+    gcs, dataset, sigterm_at_close
+):
+    assert main(train_arguments(RUN, dataset, train__epochs=1)) == 0
+
+    assert "metrics/test.json" in gcs.list(RUN)
+
+
 def test_a_run_whose_uploads_are_refused_ends_in_one_line_and_keeps_its_files(remote, capfd):
     remote.faults.add("POST", "/upload/", faults.STATUS, status=403, times=None, skip=9)
 
@@ -669,6 +709,55 @@ def test_a_snapshot_that_the_store_had_no_time_for_is_sent_later(gcs, mirrored, 
         opened.push()
 
 
+class OneFails(GcsFolder):
+    """A folder whose first upload waits, and then fails for a reason that passes."""
+
+    def __init__(self, gcs: GcsServer) -> None:
+        super().__init__(RUN, patience=0.0)
+        self.reached, self.release = threading.Event(), threading.Event()
+        self._fault = gcs.faults.add("POST", "/upload/", faults.STATUS)
+
+    def upload(self, *arguments: Any) -> int:
+        self.reached.set()
+        assert self.release.wait(60)
+        return super().upload(*arguments)
+
+
+def test_the_last_snapshot_is_sent_although_the_one_before_it_fails_at_the_end(gcs, tmp_path):
+    remote = OneFails(gcs)
+    opened = Mirror(tmp_path, remote, marker=MARKER, live=(), guarded=())
+    opened.start()
+    write(tmp_path, MARKER, "1")
+    opened.push()
+    assert remote.reached.wait(60)
+    write(tmp_path, "predictions", "the results")
+    opened.push()
+
+    def release_at_close() -> None:
+        wait_until(lambda: opened._closing)
+        remote.release.set()
+
+    other = threading.Thread(target=release_at_close)
+    other.start()
+
+    opened.close()
+
+    other.join()
+    assert gcs.list(RUN) == {MARKER: b"1", "predictions": b"the results"}
+
+
+def test_what_is_flushed_is_there(gcs, mirrored):
+    folder, opened = mirrored(patience=0.0)
+    for content in ("1", "22"):
+        write(folder, MARKER, content)
+        opened.flush()
+        assert gcs.list(RUN) == {MARKER: content.encode()}
+    gcs.faults.add("POST", "/upload/", faults.STATUS, times=None)
+    write(folder, MARKER, "333")
+    with pytest.raises(RemoteError, match="503 Service Unavailable"):
+        opened.flush()
+
+
 def test_of_two_that_write_checkpoints_the_second_ends(gcs, mirrored):
     (first, one), (second, other) = mirrored(), mirrored()
     write(first, MARKER, "first")
@@ -713,6 +802,28 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(gcs, tmp_path):
     gcs.put(f"{RUN}/../../evil", b"")
     with pytest.raises(RemoteError, match=r"'\.\./\.\./evil' is no name"), open_run(RUN):
         pass
+
+
+def test_copies_for_vertex_are_not_fetched_with_a_run(gcs):
+    for name in ("config.yaml", "logs/events.1", "model/model.pt", "tensorboard/events.1"):
+        gcs.put(f"{RUN}/{name}", b"1")
+    with open_run(RUN) as run:
+        assert [path.name for path in run.path.rglob("*") if path.is_file()] == ["config.yaml"]
+    assert len(gcs.list(RUN)) == 4
+
+
+def test_a_file_that_another_process_removed_is_said_to_be_its_doing(gcs):
+    remote = GcsFolder(RUN)
+    version = remote.upload("a.txt", io.BytesIO(b"1"), 1, 0)
+    gcs.delete(f"{RUN}/a.txt")
+    with pytest.raises(RemoteError, match=r"a\.txt was written by another process"):
+        remote.upload("a.txt", io.BytesIO(b"2"), 1, version)
+
+
+def test_a_status_that_only_google_knows_is_said(gcs):
+    gcs.faults.add("POST", "/upload/", faults.STATUS, times=None, status=499)
+    with pytest.raises(RemoteError, match=r"a\.txt: 499: the same command goes on"):
+        GcsFolder(RUN, patience=0.0).upload("a.txt", io.BytesIO(b"1"), 1, 0)
 
 
 def test_a_request_whose_answer_is_lost_has_taken_place_once(gcs, tmp_path):

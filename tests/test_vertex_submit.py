@@ -215,6 +215,7 @@ def test_a_dry_run_needs_no_network(capsys, monkeypatch):
         (["submit", *RUN, "--replicas", "0"], "--replicas must be a whole number"),
         (["submit", *RUN, "--timeout", "forever"], "--timeout must be like 90m"),
         (["submit", *RUN, "--label", "Team=x"], "--label must be key=value"),
+        (["submit", *RUN, "--label", "kind=x"], "--label kind is set by the trainer itself"),
         (["submit", *RUN, "--region", "us-central1-a"], "not a zone"),
         (["submit", *RUN, "--tensorboard", "7"], "--tensorboard needs --service_account"),
         (["submit", *RUN, "--network", "default"], "--network must be projects/NUMBER"),
@@ -411,23 +412,27 @@ def test_a_dataset_that_is_not_there_is_found_out_before_the_job(capsys, vertex,
     assert vertex.requests == []
 
 
-def test_the_trials_of_a_tuning_job_are_shown_when_it_is_done(capsys, vertex, bucket):
-    def trial(number, state, auc, lr):
-        metrics = [] if auc is None else [{"metricId": "val_session_auc", "value": auc}]
-        return {
-            "id": str(number),
-            "state": state,
-            "parameters": [{"parameterId": "optim.lr", "value": lr}],
-            "finalMeasurement": {"metrics": metrics},
-        }
+def trial(number, state, auc, lr):
+    metrics = [] if auc is None else [{"metricId": "val_session_auc", "value": auc}]
+    return {
+        "id": str(number),
+        "state": state,
+        "parameters": [{"parameterId": "optim.lr", "value": lr}],
+        "finalMeasurement": {"metrics": metrics},
+    }
 
+
+#: Flags that leave only the learning rate to be searched.
+HELD = [f"--{p.name}=0" for p in SPACE if p.name != "optim.lr"]
+
+
+def test_the_trials_of_a_tuning_job_are_shown_when_it_is_done(capsys, vertex, bucket):
     vertex.trials = [
         trial(1, "SUCCEEDED", 0.75, 1e-4),
         trial(2, "SUCCEEDED", 0.875, 2e-4),
         trial(3, "INFEASIBLE", None, 1e-3),
     ]
-    held = ["--model.drop_rate=0", "--model.drop_path_rate=0", "--optim.label_smoothing=0"]
-    words = ["--data", DATA, "--output", "gs://lab/tune", *held, "--optim.weight_decay=0"]
+    words = ["--data", DATA, "--output", "gs://lab/tune", *HELD]
 
     assert main(["tune", "--vertex", *words, "--max_trials", "3", *PLACE]) == 0
 
@@ -442,3 +447,22 @@ def test_the_trials_of_a_tuning_job_are_shown_when_it_is_done(capsys, vertex, bu
         "3,failed,,0.001,gs://lab/tune/3",
     ]
     assert bucket.read("gs://lab/tune/results.png").startswith(b"\x89PNG")
+
+
+def test_the_trials_that_were_done_are_shown_when_the_job_fails(capsys, vertex, bucket):
+    vertex.script, vertex.error = ["JOB_STATE_FAILED"], "too many failed trials"
+    diverged = [trial(number, "INFEASIBLE", None, 1e-3) for number in range(2, 12)]
+    vertex.trials = [trial(1, "SUCCEEDED", 0.75, 1e-4), *diverged]
+    words = ["--data", DATA, "--output", "gs://lab/tune", *HELD]
+
+    assert main(["tune", "--vertex", *words, "--max_trials", "20", *PLACE]) == 1
+
+    said = capsys.readouterr()
+    assert "failed: too many failed trials" in said.err.splitlines()[-1]
+    assert "Best: trial 1 in gs://lab/tune/1" in said.out
+    table = bucket.read("gs://lab/tune/results.csv").decode().splitlines()
+    assert table[1] == "1,done,0.75,0.0001,gs://lab/tune/1"
+    assert len(table) == 1 + len(vertex.trials)
+    # A few that diverge do not end a search.
+    (job,) = vertex.of("hyperparameterTuningJobs")
+    assert job["maxFailedTrialCount"] == 10

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from google.api_core.exceptions import BadGateway, GatewayTimeout, ServiceUnavailable
 from sklearn.metrics import auc as area
 
 from tests import datasets
@@ -19,7 +20,9 @@ from tests.servers import faults
 from tests.servers.vertex import VertexServer
 from trainer.__main__ import main
 from trainer.config import Config
+from trainer.errors import TrainerError
 from trainer.outbox import Outbox
+from trainer.remote.gcs import GcsFolder
 from trainer.training.checkpoint import read_marker
 from trainer.vertex import experiment as experiment_module
 from trainer.vertex.container import read_replica
@@ -197,6 +200,41 @@ def test_a_training_that_fails_is_marked_as_failed(dataset, tmp_path, vertex):
     assert vertex.resources[RUN]["metadata"]["_state"] == "FAILED"
 
 
+@pytest.mark.parametrize("error", [BadGateway, GatewayTimeout, ServiceUnavailable])
+def test_what_fails_on_the_way_to_the_service_is_done_again(error):
+    errors = [error("proxy")]
+    outbox = Outbox("the service")
+    outbox.put(lambda: errors and (_ for _ in ()).throw(errors.pop()))
+
+    assert outbox.close(60) == ""
+    assert errors == []
+
+
+def test_a_run_is_complete_when_its_results_are_in_the_bucket(dataset, gcs, vertex, monkeypatch):
+    run = "gs://lab/runs/e3"
+    close, upload = experiment_module.ExperimentTracker.close, GcsFolder.upload
+    there = {}
+    told = threading.Event()
+
+    def closing(tracker, state):
+        there[state] = gcs.list(run).keys()
+        told.set()
+        return close(tracker, state)
+
+    def slow_upload(folder, name, *more):
+        if name == "metrics/test.json":
+            told.wait(2)
+        return upload(folder, name, *more)
+
+    monkeypatch.setattr(experiment_module.ExperimentTracker, "close", closing)
+    monkeypatch.setattr(GcsFolder, "upload", slow_upload)
+
+    assert main(words(dataset, run, train__epochs=1)) == 0
+
+    assert there.keys() == {"complete"}
+    assert {"metrics/test.json", "predictions/test.parquet"} <= there["complete"]
+
+
 def test_a_service_that_never_answers_does_not_keep_the_end_waiting():
     never = threading.Event()
     outbox = Outbox("the service")
@@ -332,6 +370,12 @@ def test_a_process_that_torchrun_has_started_starts_no_other():
     assert read_replica({**cluster("workerpool1", 0, 2), "LOCAL_RANK": "0"}) is None
     assert read_replica({"TRAINER_PROCESSES_PER_REPLICA": "1"}) is None
     assert read_replica({}) is None
+
+
+@pytest.mark.parametrize("number", ["two", "0", ""])
+def test_a_number_of_processes_that_is_none_is_named(number):
+    with pytest.raises(TrainerError, match="TRAINER_PROCESSES_PER_REPLICA must be a whole number"):
+        read_replica({"TRAINER_PROCESSES_PER_REPLICA": number})
 
 
 def test_two_machines_train_one_model(dataset, tmp_path):

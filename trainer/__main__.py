@@ -1,4 +1,4 @@
-"""Command line: ``python -m trainer {train,evaluate,pool,baselines,attention,report}``."""
+"""Command line: ``python -m trainer COMMAND``; `COMMANDS` has them all."""
 
 from __future__ import annotations
 
@@ -155,4 +155,6 @@ def _leave(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    # In a log file, too, what is said comes in the order in which it was said.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     _leave(main())

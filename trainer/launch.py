@@ -18,11 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trainer.errors import TrainerError, UsageError
+from trainer.remote.folder import PATIENCE_SECONDS
 
 #: Folder for what goes wrong in a process that `launch` has started.
 _FAILURES = "TRAINER_FAILURES"
 #: Seconds that torchrun may be late to note that a process was killed; it counts whole ones.
 TOLD_LATE = 1.2
+#: How long torchrun, told to stop, waits for the processes. It would kill them after half a minute,
+#: although the first one may be copying its last checkpoint, and one before that.
+_WAIT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+WAIT_SECONDS = int(3 * PATIENCE_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ def launch(flags: Sequence[str], arguments: Sequence[str]) -> None:
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="lfp-vit-failures-") as folder:
         os.environ[_FAILURES] = folder
+        # Not by a flag, which older releases do not know.
+        os.environ.setdefault(_WAIT, str(WAIT_SECONDS))
         try:
             torchrun.run(torchrun.parse_args([*flags, "-m", "trainer", *arguments]))
         except ChildFailedError as error:
@@ -77,10 +84,10 @@ def launch(flags: Sequence[str], arguments: Sequence[str]) -> None:
             ]
             raise first_error(_read_failures(Path(folder)), ended) from None
         except SignalException as error:
-            # All were told at the same time; one may have heard it from another.
-            said = min(_read_failures(Path(folder)), key=lambda f: f.rank, default=None)
+            # All were told at the same time; only the first knows what was saved.
+            said = [f.message for f in _read_failures(Path(folder)) if f.rank == 0]
             stopped = f"stopped by {error.sigval.name}; the same command goes on"
-            raise TrainerError(said.message if said else stopped) from None
+            raise TrainerError(said[0] if said else stopped) from None
 
 
 def leave_failure(message: str, status: int) -> bool:

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from google.api_core.retry import Retry, if_transient_error
+from google.api_core.retry import Retry
+
+from trainer.transient import is_transient
 
 #: Seconds for which one piece of work is tried again.
 PATIENCE_SECONDS = 60.0
@@ -37,9 +39,7 @@ class Outbox:
         self._name = name
         self.taken = self.failed = 0
         self._error = ""
-        self._retry = Retry(
-            predicate=if_transient_error, initial=0.5, maximum=10.0, timeout=patience
-        )
+        self._retry = Retry(predicate=is_transient, initial=0.5, maximum=10.0, timeout=patience)
         self._waiting: queue.Queue[Callable[[], object] | None] = queue.Queue(_MOST_WAITING)
         # A daemon: what hangs in a request does not keep the process alive.
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)

@@ -29,6 +29,8 @@ COMMIT_MARKER = "checkpoints/committed.json"
 _LOCK = ".lock"
 #: Only appended to.
 _LIVE = ("metrics.jsonl", "tensorboard/")
+#: What `trainer.vertex.artifacts` puts beside a run for Vertex AI.
+_COPIES = ("logs/", "model/")
 #: What two processes that train in one folder would take from each other.
 _GUARDED = ("checkpoints/", "config.yaml", "metrics.jsonl")
 
@@ -59,6 +61,17 @@ class RunFolder:
         """
         if self._mirror is not None:
             self._mirror.push()
+
+    def flush(self) -> None:
+        """Return when the URL's copy is what the folder is now.
+
+        Raises
+        ------
+        TrainerError
+            If it cannot be brought there.
+        """
+        if self._mirror is not None:
+            self._mirror.flush()
 
 
 def is_remote(url: str) -> bool:
@@ -117,7 +130,7 @@ def _staged(url: str, with_weights: bool) -> Iterator[RunFolder]:
     try:
         mirror = Mirror(Path(folder), remote, marker=COMMIT_MARKER, live=_LIVE, guarded=_GUARDED)
         # No shards, either: a dataset is refused by its manifest.
-        without = ("tensorboard/", ".tar", *(() if with_weights else (".pt",)))
+        without = ("tensorboard/", *_COPIES, ".tar", *(() if with_weights else (".pt",)))
         mirror.pull(without)
         mirror.start()
         run = RunFolder(url, Path(folder), mirror)
@@ -135,6 +148,13 @@ def _staged(url: str, with_weights: bool) -> Iterator[RunFolder]:
             raise RemoteError(
                 f"cannot write to {url} ({error}); what is missing there is kept in {folder}"
             ) from error
+        except BaseException as error:
+            # By a signal that ended the wait for the last copy.
+            if not mirror.is_copying:
+                raise
+            keep = True
+            why = str(error) or "interrupted"
+            raise TrainerError(f"{why}; what is missing in {url} is kept in {folder}") from error
     except TrainerError as error:
         if keep:
             raise

@@ -14,11 +14,12 @@ import numpy as np
 
 from trainer.config import Config
 from trainer.console import print_table
+from trainer.data.dataset_folder import MANIFEST
 from trainer.errors import TrainerError, UsageError
 from trainer.evaluation.command import git_commit, print_metrics
 from trainer.evaluation.predictions import Predictions, read_predictions, write_predictions
 from trainer.evaluation.results import evaluate_predictions
-from trainer.run_folder import open_run, write_atomically
+from trainer.run_folder import is_remote, local_path, open_run, write_atomically
 from trainer.trained_model import read_run_config
 
 SPLIT = "test"
@@ -64,12 +65,20 @@ def run(arguments: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        If there are fewer than two runs, or they do not fit together.
+        If there are fewer than two runs, they do not fit together, or the output is a run or a
+        dataset.
     TrainerError
         If a run was not evaluated.
     """
     urls = [url.rstrip("/") for url in arguments.runs]
+    _check_output(arguments.output, urls)
     with ExitStack() as stack:
+        output = stack.enter_context(open_run(arguments.output, with_weights=False))
+        for name, what in (("config.yaml", "run"), (MANIFEST, "dataset")):
+            if (output.path / name).exists():
+                raise UsageError(
+                    f"--output {arguments.output} is a {what}: give the result a folder of its own"
+                )
         folds = [
             _read(stack.enter_context(open_run(url, with_weights=False)).path, url) for url in urls
         ]
@@ -91,14 +100,25 @@ def run(arguments: argparse.Namespace) -> None:
                 "n_trials": first.config.sequence.n_trials,
             },
         )
-        with open_run(arguments.output) as output:
-            path = output.path / f"predictions/{SPLIT}.parquet"
-            write_predictions(path, pooled, first.classes)
-            text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-            write_atomically(output.path / f"metrics/{SPLIT}.json", text.encode())
+        path = output.path / f"predictions/{SPLIT}.parquet"
+        write_predictions(path, pooled, first.classes)
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        write_atomically(output.path / f"metrics/{SPLIT}.json", text.encode())
     _print_folds(folds)
     print_metrics(f"{SPLIT} of {len(folds)} folds, with 95 % intervals:", content)
     print(f"Written to {arguments.output}: predictions/ and metrics/")
+
+
+def _check_output(output: str, urls: Sequence[str]) -> None:
+    """Refuse to write over one of the runs, whatever it was evaluated with."""
+
+    def place(url: str) -> str | Path:
+        return url.rstrip("/") if is_remote(url) else local_path(url).resolve()
+
+    if place(output) in [place(url) for url in urls]:
+        raise UsageError(
+            f"--output {output} is one of the runs: give the result a folder of its own"
+        )
 
 
 def pool(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:

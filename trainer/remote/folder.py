@@ -7,6 +7,9 @@ from typing import BinaryIO, Protocol
 
 from trainer.errors import TrainerError
 
+#: Seconds for which a request is made again and again before it counts as failed.
+PATIENCE_SECONDS = 300.0
+
 
 class RemoteError(TrainerError):
     """A remote folder cannot be read or written.

@@ -18,16 +18,15 @@ from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from trainer.remote.folder import GoneError, RemoteError
+from trainer.remote.folder import PATIENCE_SECONDS, GoneError, RemoteError
 
-#: How long a request is made again and again before it counts as failed.
-PATIENCE_SECONDS = 300.0
 #: To connect, and from one answered byte to the next.
 TIMEOUT_SECONDS = (20.0, 120.0)
 #: A transfer of which a part got lost or damaged begins anew.
 ATTEMPTS = 4
 READ_BYTES = 1 << 20
-_ADVICE = {
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_ADVICE: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "log in with: gcloud auth application-default login",
     HTTPStatus.FORBIDDEN: "this account needs the role Storage Object User on the bucket",
     HTTPStatus.NOT_FOUND: "there is no such bucket",
@@ -116,7 +115,9 @@ class GcsFolder:
         except exceptions.PreconditionFailed:
             # By an upload of ours whose answer was lost on the way, and which was repeated?
             blob = self._blob(name)
-            blob.reload(**self._options)
+            # Somebody may have removed what we had read.
+            with suppress(exceptions.NotFound):
+                blob.reload(**self._options)
             if (blob.size, blob.crc32c) != (size, checksum):
                 raise
         return int(blob.generation)
@@ -158,8 +159,10 @@ def _explained(where: str, error: Exception, may_be_gone: bool) -> RemoteError:
         getattr(cause, "response", None), "status_code", None
     )
     if isinstance(status, int) and status >= HTTPStatus.BAD_REQUEST:
-        advice = _ADVICE.get(HTTPStatus(status), "the same command goes on when that is over")
-        detail = f"{status} {HTTPStatus(status).phrase}: {advice}"
+        advice = _ADVICE.get(status, "the same command goes on when that is over")
+        # Not every code has a name, such as 499.
+        name = f"{status} {_PHRASES.get(status, '')}".rstrip()
+        detail = f"{name}: {advice}"
     elif isinstance(error, GoogleAuthError):
         detail = f"{error} ({_ADVICE[HTTPStatus.UNAUTHORIZED]})"
     else:

@@ -91,7 +91,12 @@ class Mirror:
         self._copied: dict[str, _State] = {}
         self._changed = threading.Condition()
         self._pending: _Snapshot | None = None
+        self._copying = False
+        #: Someone waits for what was pushed, so that an outage is not waited for.
+        self._awaited = False
         self._closing = False
+        # The thread itself seems to have ended when a signal interrupts the wait for it.
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     def pull(self, without: tuple[str, ...]) -> None:
@@ -125,9 +130,31 @@ class Mirror:
         snapshot = self._take()
         with self._changed:
             replaced, self._pending = self._pending, snapshot
-            self._changed.notify()
+            self._changed.notify_all()
         if replaced is not None:
             replaced.close()
+
+    def flush(self) -> None:
+        """Have the folder copied as it is now, and return when it is.
+
+        Raises
+        ------
+        RemoteError
+            If it cannot be.
+        """
+        self.push()
+        with self._changed:
+            self._awaited = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.failure or not (self._pending or self._copying))
+            self._awaited = False
+        if self.failure is not None:
+            raise self.failure
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether there may be something that was pushed and is not copied."""
+        return not self._ended.is_set()
 
     def close(self) -> None:
         """Return when everything that was pushed is copied.
@@ -138,9 +165,9 @@ class Mirror:
             If it cannot be.
         """
         with self._changed:
-            self._closing = True
-            self._changed.notify()
-        self._thread.join()
+            self._awaited = self._closing = True
+            self._changed.notify_all()
+        self._ended.wait()
         if self._pending is not None:
             self._pending.close()
         if self.failure is not None:
@@ -193,6 +220,12 @@ class Mirror:
         return snapshot
 
     def _work(self) -> None:
+        try:
+            self._copy_all()
+        finally:
+            self._ended.set()
+
+    def _copy_all(self) -> None:
         failures = 0
         while self.failure is None:
             with self._changed:
@@ -200,6 +233,7 @@ class Mirror:
                 snapshot, self._pending = self._pending, None
                 if snapshot is None and self._closing:
                     return
+                self._copying = True
             taken = snapshot
             try:
                 taken = snapshot or self._take(self._live)
@@ -207,8 +241,7 @@ class Mirror:
                 failures = 0
             except RemoteError as error:
                 failures += 1
-                is_last = self._closing and snapshot is not None
-                if error.lasting or is_last or failures == MOST_FAILURES:
+                if error.lasting or failures == MOST_FAILURES or self._is_last(snapshot):
                     self.failure = error
                 elif snapshot is not None and self._put_back(snapshot):
                     continue
@@ -216,6 +249,14 @@ class Mirror:
                 self.failure = RemoteError(f"{self._folder}: {error or type(error).__name__}")
             if taken is not None:
                 taken.close()
+            with self._changed:
+                self._copying = False
+                self._changed.notify_all()
+
+    def _is_last(self, snapshot: _Snapshot | None) -> bool:
+        """Return whether someone waits for this snapshot, and for none after it."""
+        with self._changed:
+            return snapshot is not None and self._awaited and self._pending is None
 
     def _put_back(self, snapshot: _Snapshot) -> bool:
         """Have a snapshot tried again after a while, unless there is a newer one."""

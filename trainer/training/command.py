@@ -36,26 +36,36 @@ def run(options: RunOptions) -> None:
     TrainerError
         If the dataset does not hold, the folder holds another run, or training cannot go on.
     """
-    config = options.config
     with interruptible() as interruption, process_group() as process:
         # Only the main process reads and writes the run folder.
         opened = open_run(options.output, alone=True) if process.is_main else nullcontext()
         with opened as main_folder:
             folder = main_folder or RunFolder(options.output, Path())
-            dataset = open_dataset(options.data)
-            checkpoint = process.broadcast(
-                _prepare(options, folder, dataset, process) if process.is_main else None
-            )
-            environ = os.environ if process.is_main else {}
-            with follow(environ, config, options.data, folder) as followers:
-                loaders = {}
-                if checkpoint is None or not is_finished(checkpoint, config.train):
-                    loaders = _fit(
-                        options, dataset, folder, process, checkpoint, followers, interruption
-                    )
-                elif process.is_main:
-                    _write_config(options, folder)
-                _evaluate(config, dataset, folder, process, followers, loaders)
+            try:
+                _run(options, folder, process, interruption)
+            finally:
+                # What is written is yet to be copied, if the folder is behind a URL.
+                if process.is_main:
+                    interruption.finish()
+
+
+def _run(
+    options: RunOptions, folder: RunFolder, process: Process, interruption: Interruption
+) -> None:
+    config, dataset = options.config, open_dataset(options.data)
+    checkpoint = process.broadcast(
+        _prepare(options, folder, dataset, process) if process.is_main else None
+    )
+    environ = os.environ if process.is_main else {}
+    with follow(environ, config, options.data, folder) as followers:
+        loaders = {}
+        if checkpoint is None or not is_finished(checkpoint, config.train):
+            loaders = _fit(options, dataset, folder, process, checkpoint, followers, interruption)
+        elif process.is_main:
+            _write_config(options, folder)
+        _evaluate(config, dataset, folder, process, followers, loaders)
+        # Nobody is told that a run is complete whose results are on this machine alone.
+        folder.flush()
 
 
 def _prepare(

@@ -246,6 +246,10 @@ class Fit:
             return
         if not saved:
             self._save()
+        if self.process.world_size > 1:
+            # All end together: when one has ended, torchrun leaves the others half a minute.
+            self.folder.flush()
+            self.process.any(False)
         raise StoppedError(
             f"stopped by {interruption.signal_name or 'a signal'} after step {self.state.step:,}, "
             "which is saved; the same command goes on"

@@ -36,6 +36,10 @@ class Interruption:
         finally:
             self._is_deferred = False
 
+    def finish(self) -> None:
+        """Let what is left to do end in peace from now on; a second Ctrl-C ends it."""
+        self._is_deferred = True
+
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note a signal, or obey it at once."""
         name = signal.Signals(number).name

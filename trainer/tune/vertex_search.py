@@ -52,17 +52,22 @@ def search_on_vertex(
     work = Work(words, output, "tune")
     parallel = min(arguments.parallel_trials or 2, arguments.max_trials)
     search = Search(parameters, arguments.max_trials, parallel)
-    job = launch(
+    launch(
         tuning_job(options, work, search),
         options,
         work,
         lambda: _check(run_options.data, output),
         dry_run=arguments.dry_run,
         wait=not arguments.no_wait,
+        ended=lambda job: _show(job.trials, output, parameters),
     )
-    if job is None:
+
+
+def _show(trials: Sequence[Any], output: str, parameters: Sequence[Parameter]) -> None:
+    """Print the trials and write them to the output; those of a job that failed, too."""
+    if not trials:
         return
-    results = [_result(trial, output) for trial in job.trials]
+    results = [_result(trial, output) for trial in trials]
     print_results(results, parameters)
     files = {
         "results.csv": results_csv(results, parameters),

@@ -10,15 +10,16 @@ from typing import Any, TypeVar
 
 from google.api_core import exceptions
 from google.api_core.client_options import ClientOptions
-from google.api_core.retry import Retry, if_transient_error
+from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.aiplatform_v1 import JobServiceClient
 from google.cloud.aiplatform_v1.types import CustomJob
 
 from trainer.errors import TrainerError
-from trainer.vertex.job_spec import OUTPUT_LABEL, SUBMISSION_LABEL, output_label
-from trainer.vertex.options import VertexOptions
+from trainer.transient import is_transient
+from trainer.vertex.job_spec import output_label
+from trainer.vertex.options import OUTPUT_LABEL, SUBMISSION_LABEL, VertexOptions
 from trainer.vertex.states import FINAL
 from trainer.vertex.validation import Job
 
@@ -29,14 +30,10 @@ _REQUEST_SECONDS = 60.0
 _PATIENCE_SECONDS = 600.0
 
 
-def _is_transient(error: Exception) -> bool:
-    # A quota does not grow while we wait.
+def _is_worth_repeating(error: Exception) -> bool:
+    # A quota of machines does not grow while we wait.
     exhausted = isinstance(error, exceptions.TooManyRequests) and "quota" in str(error).lower()
-    return not exhausted and (
-        if_transient_error(error)
-        # The last: requests' own, such as a timeout.
-        or isinstance(error, exceptions.GatewayTimeout | exceptions.BadGateway | OSError)
-    )
+    return not exhausted and is_transient(error)
 
 
 def credentials_for(endpoint: str) -> Credentials | None:
@@ -126,7 +123,7 @@ def _retried(call: Callable[[], T]) -> T:
         said = True
 
     retry = Retry(
-        predicate=_is_transient,
+        predicate=_is_worth_repeating,
         initial=0.5,
         maximum=30.0,
         timeout=_PATIENCE_SECONDS,

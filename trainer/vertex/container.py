@@ -76,12 +76,15 @@ def read_replica(environ: Mapping[str, str]) -> Replica | None:
     Raises
     ------
     TrainerError
-        If CLUSTER_SPEC is not what Vertex AI documents.
+        If CLUSTER_SPEC is not what Vertex AI documents, or the number of processes is none.
     """
     if PROCESSES not in environ or "LOCAL_RANK" in environ:
         # The second is so in a process that torchrun has started.
         return None
-    processes = int(environ[PROCESSES])
+    text = environ[PROCESSES]
+    if not text.isdecimal() or int(text) < 1:
+        raise TrainerError(f"{PROCESSES} must be a whole number of 1 or more, not {text!r}")
+    processes = int(text)
     try:
         spec = json.loads(environ.get("CLUSTER_SPEC") or "{}")
         # workerpool0 is the first replica; the others are in workerpool1.

@@ -17,11 +17,7 @@ import yaml
 
 from trainer.tune.space import OBJECTIVE, Parameter
 from trainer.vertex import container
-from trainer.vertex.options import ENVIRONMENT, VertexOptions
-
-#: Finds the jobs that write to one folder, and the job that one submission made.
-OUTPUT_LABEL = "lfp_vit_output"
-SUBMISSION_LABEL = "lfp_vit_submission"
+from trainer.vertex.options import ENVIRONMENT, OUTPUT_LABEL, VertexOptions
 
 
 @dataclass(frozen=True)
@@ -84,8 +80,9 @@ def tuning_job(options: VertexOptions, work: Work, search: Search) -> dict[str, 
         },
         "maxTrialCount": search.max_trials,
         "parallelTrialCount": search.parallel_trials,
-        # Without a bound a mistake in the command would be paid for in every trial.
-        "maxFailedTrialCount": min(3, search.max_trials),
+        # Without a bound a mistake in the command would be paid for in every trial; but a trial
+        # that diverges has failed as well.
+        "maxFailedTrialCount": min(search.max_trials, max(3, search.max_trials // 2)),
         "trialJobSpec": job_spec(options, work),
     }
 

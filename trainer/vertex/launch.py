@@ -29,7 +29,8 @@ def launch(
     *,
     dry_run: bool,
     wait: bool,
-) -> Any:
+    ended: Callable[[Any], object] = lambda job: None,
+) -> None:
     """Print a job as YAML, or send it and follow it until it has ended.
 
     Parameters
@@ -44,11 +45,8 @@ def launch(
         Print only; no network is needed.
     wait : bool
         Whether to watch the job.
-
-    Returns
-    -------
-    CustomJob or HyperparameterTuningJob or None
-        The job at its end; None where nobody waited for that.
+    ended : callable
+        Takes a job that was watched to its end, good or not: CustomJob or HyperparameterTuningJob.
 
     Raises
     ------
@@ -61,7 +59,7 @@ def launch(
     message = parse_job(job)
     if dry_run:
         print(as_yaml(job, options), end="")
-        return None
+        return
     check()
     from trainer.vertex.client import JobService
 
@@ -75,9 +73,8 @@ def launch(
     created = service.create(message)
     for line in _links(created.name, options, work):
         print(line, flush=True)
-    if not wait:
-        return None
-    return _follow(service, created, options, work)
+    if wait:
+        _follow(service, created, options, work, ended)
 
 
 def require_bucket(flag: str, url: str) -> None:
@@ -95,7 +92,13 @@ def require_bucket(flag: str, url: str) -> None:
         )
 
 
-def _follow(service: Any, created: Any, options: VertexOptions, work: Work) -> Any:
+def _follow(
+    service: Any,
+    created: Any,
+    options: VertexOptions,
+    work: Work,
+    ended: Callable[[Any], object],
+) -> None:
     from trainer.vertex.logs import JobLogs
 
     last = created
@@ -116,8 +119,10 @@ def _follow(service: Any, created: Any, options: VertexOptions, work: Work) -> A
             f"{_gcloud(created.name, 'stream-logs', options)}; cancel it: "
             f"{_gcloud(created.name, 'cancel', options)}"
         ) from None
-    check_ended_well(seen, created.name, _ADVICE[work.kind])
-    return last
+    try:
+        ended(last)
+    finally:
+        check_ended_well(seen, created.name, _ADVICE[work.kind])
 
 
 def _say(line: str) -> None:

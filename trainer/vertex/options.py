@@ -39,6 +39,10 @@ _L4S = {4: 1, 8: 1, 12: 1, 16: 1, 24: 2, 32: 1, 48: 4, 96: 8}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
+#: Finds the jobs that write to one folder, and the job that one submission made.
+OUTPUT_LABEL = "lfp_vit_output"
+SUBMISSION_LABEL = "lfp_vit_submission"
+_OUR_LABELS = ("app", "kind", OUTPUT_LABEL, SUBMISSION_LABEL)
 
 
 @dataclass(frozen=True)
@@ -267,7 +271,7 @@ def parse_labels(given: Sequence[str]) -> dict[str, str]:
     Raises
     ------
     UsageError
-        If one is not what Google Cloud takes as a label.
+        If one is not what Google Cloud takes as a label, or is one that every job gets.
     """
     labels = {}
     for text in given:
@@ -276,5 +280,7 @@ def parse_labels(given: Sequence[str]) -> dict[str, str]:
             raise UsageError(
                 f"--label must be key=value in lower case letters, digits, _ and -, not {text!r}"
             )
+        if key in _OUR_LABELS:
+            raise UsageError(f"--label {key} is set by the trainer itself: take another name")
         labels[key] = value
     return labels
