@@ -47,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.n_folds < MIN_FOLDS:
         raise UsageError(f"--n_folds {args.n_folds}: train, val and test need {MIN_FOLDS}")
     source = open_source(args)
-    names = [name for name in ("session", "subject", "condition") if name in source.columns]
-    sessions, _ = usable_sessions(count_sessions(source.read_columns(names)), None)
+    sessions, _ = usable_sessions(count_sessions(source), None)
     folds = assign_folds(sessions, args.n_folds, args.split_seed)
     output = locate(args.output)
     output.mkdir(parents=True, exist_ok=True)

@@ -61,17 +61,17 @@ class TrialCost:
     rejects: list[Reject]
 
 
-def count_sessions(table: pa.Table) -> list[SessionCount]:
+def count_sessions(source: TraceSource) -> list[SessionCount]:
     """Count the rows of each session.
 
     Parameters
     ----------
-    table : pyarrow.Table
-        Columns session, condition and, where there is one, subject. Rows without a session or
-        condition are left out; a session with several conditions or subjects counts under each.
+    source : TraceSource
+        Rows without a session or condition are left out; a session with several conditions or
+        subjects counts under each.
     """
-    keys = [name for name in ("session", "subject", "condition") if name in table.column_names]
-    counted = table.group_by(keys).aggregate([([], "count_all")])
+    keys = [name for name in ("session", "subject", "condition") if name in source.columns]
+    counted = source.read_columns(keys).group_by(keys).aggregate([([], "count_all")])
     return sorted(
         (
             SessionCount(
@@ -185,8 +185,7 @@ def run(args: argparse.Namespace) -> int:
     """
     source = open_source(args)
     options = dataset_options(args, source)
-    names = [name for name in ("session", "subject", "condition") if name in source.columns]
-    counts = count_sessions(source.read_columns(names))
+    counts = count_sessions(source)
     spectrogram = Spectrogram(options.spectrogram)
     screening = screening_options(source, options, spectrogram)
     cost = measure_cost(source, screening, spectrogram)

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import measure
-import numpy as np
 import pyarrow.parquet as pq
 from learning_report import Command, Result, judge, report
 
@@ -137,7 +136,9 @@ class Bench:
             accuracy = float((predictions.logits.argmax(axis=1) == predictions.label).mean())
             say(f"{data}, {test} in test: accuracy {accuracy:.3f}")
             parts.append(predictions)
-        metrics = evaluate_predictions(joined(parts), classes, EvaluationConfig(), seed=0)
+        metrics = evaluate_predictions(
+            Predictions.concatenate(parts), classes, EvaluationConfig(), seed=0
+        )
         self._add(Result(data, "e1", metrics))
 
     def _preprocess(self, data: str, source: Path, dataset: Path, flags: Sequence[str]) -> None:
@@ -172,17 +173,6 @@ def recording(data: str) -> Path:
 
 def read_metrics(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "metrics" / "test.json").read_text()))
-
-
-def joined(parts: Sequence[Predictions]) -> Predictions:
-    """Return the predictions of several models on data of their own as one set."""
-    return Predictions(
-        tuple(name for part in parts for name in part.session),
-        tuple(name for part in parts for name in part.subject),
-        np.concatenate([part.trial_nums for part in parts]),
-        np.concatenate([part.label for part in parts]),
-        np.concatenate([part.logits for part in parts]),
-    )
 
 
 def say(text: str) -> None:

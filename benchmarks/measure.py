@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,16 @@ def run(command: Sequence[str], cwd: Path, env: Mapping[str, str], log: Path) ->
     # A process counts in its parent's times only if the parent waited for it; the samples miss the
     # last fraction of a second. The larger of both is nearest to the truth.
     return Usage(wall, max(ended, sum(cpu_of.values())), memory, processes)
+
+
+def check_disk(folder: Path, needed: float) -> None:
+    """Refuse to start where the disk would fill up; `needed` is in bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise SystemExit(
+            f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: choose "
+            "another --folder or fewer --rows"
+        )
 
 
 def _wait(child: subprocess.Popen[bytes]) -> float | None:

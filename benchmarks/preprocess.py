@@ -234,13 +234,7 @@ def check_space(folder: Path, peers: Sequence[str], sizes: Sizes) -> None:
             f"{available / 1e9:.0f} GB of memory are free, the peer beam needs about "
             f"{memory / 1e9:.0f} GB at {sizes.beam:,} rows: leave it out of --peers"
         )
-    needed = sizes.full * BYTES_PER_ROW
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise SystemExit(
-            f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: choose "
-            "another --folder or fewer --rows"
-        )
+    measure.check_disk(folder, sizes.full * BYTES_PER_ROW)
 
 
 def parse_arguments() -> argparse.Namespace:

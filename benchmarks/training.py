@@ -84,16 +84,6 @@ def check_dataset(dataset: Path) -> None:
         raise SystemExit(f"--data {dataset} has spectrograms of {shape}, not {list(SHAPE)}")
 
 
-def check_space(folder: Path, rows: int) -> None:
-    """Refuse to start where the disk would fill up."""
-    free, needed = shutil.disk_usage(folder).free, rows * BYTES_PER_ROW
-    if free < needed:
-        raise SystemExit(
-            f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: choose "
-            "another --folder or fewer --rows"
-        )
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -179,7 +169,7 @@ def main() -> int:
         check_dataset(args.data)
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=args.folder) as name:
         folder = Path(name).absolute()
-        check_space(folder, sizes.rows)
+        measure.check_disk(folder, sizes.rows * BYTES_PER_ROW)
         machine = measure.machine(folder, n_bytes=1 << (28 if args.quick else 31))
         machine["GPU"] = torch.cuda.get_device_name() if gpu else "none"
         bench = Bench(folder, args.data, peer_python, sizes)

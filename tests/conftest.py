@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.servers.gcs import GcsServer
 from tests.servers.metadata import PROJECT, MetadataServer
+
+if TYPE_CHECKING:
+    from tests.servers.bigquery import BigQueryServer
 
 _metadata = MetadataServer()
 # google.auth reads them once, when a test module first imports it.
@@ -36,3 +40,17 @@ def gcs(gcs_server: GcsServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[GcsS
     if "gcsfs" in sys.modules:
         # It remembers listings.
         sys.modules["gcsfs"].GCSFileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def bigquery(monkeypatch: pytest.MonkeyPatch) -> Iterator[BigQueryServer]:
+    """BigQuery on loopback without a table, where all clients go."""
+    # Late: gRPC takes a second to load.
+    from tests.servers.bigquery import BigQueryServer
+
+    monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
+    server = BigQueryServer()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.close()

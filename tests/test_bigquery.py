@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,9 @@ def table() -> pa.Table:
 
 
 @pytest.fixture
-def server(table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> Iterator[BigQueryServer]:
-    monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
-    server = BigQueryServer()
-    server.put(NAME, table, MONDAY)
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    yield server
-    server.close()
+def server(table: pa.Table, bigquery: BigQueryServer) -> BigQueryServer:
+    bigquery.put(NAME, table, MONDAY)
+    return bigquery
 
 
 def read_all(source: Any, batch_rows: int = 11) -> pa.Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,14 +61,9 @@ def run(*flags: str) -> None:
 
 
 @pytest.fixture
-def server(table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> Iterator[BigQueryServer]:
-    monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
-    server = BigQueryServer()
-    server.put(NAME, table, MONDAY)
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    yield server
-    server.close()
+def server(table: pa.Table, bigquery: BigQueryServer) -> BigQueryServer:
+    bigquery.put(NAME, table, MONDAY)
+    return bigquery
 
 
 def assert_same_dataset(found: Path, expected: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -91,6 +91,15 @@ def display(total: int, done: int = 0, *, silent: bool = False) -> Iterator[Disp
         )
         with Progress(*columns, console=Console(stderr=True)) as progress:
             yield _Bar(progress, total, done)
+
+
+def format_estimate(entry: Mapping[str, float | None], decimals: int = 3) -> str:
+    """Return a metric's value and its interval, of ``metrics/SPLIT.json``, as text."""
+    value, low, high = entry["value"], entry["low"], entry["high"]
+    if value is None:
+        return "undefined"
+    interval = "" if low is None else f" [{low:.{decimals}f}, {high:.{decimals}f}]"
+    return f"{value:.{decimals}f}{interval}"
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import io
+import json
 import os
 import shutil
 import sys
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import TrainerError, UsageError
 
@@ -188,6 +189,11 @@ def _locked(path: Path) -> Iterator[None]:
             # A file system that has no locks.
             pass
         yield
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain JSON, without NaN, as `write_atomically` does."""
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -25,7 +23,7 @@ from trainer.baselines.fitting import (
 )
 from trainer.baselines.linear import session_probe
 from trainer.config import EvaluationConfig, SequenceConfig
-from trainer.console import print_table
+from trainer.console import format_estimate, print_table
 from trainer.data.dataset_folder import SPLITS, DatasetFolder, open_dataset
 from trainer.data.leakage import check_indices, check_manifest
 from trainer.data.reading_progress import reading_progress
@@ -37,7 +35,7 @@ from trainer.evaluation.command import git_commit
 from trainer.evaluation.levels import LEVELS
 from trainer.evaluation.predictions import Predictions, predictions_of, write_predictions
 from trainer.evaluation.results import evaluate_predictions
-from trainer.run_folder import open_run, write_atomically
+from trainer.run_folder import open_run, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,8 +133,8 @@ def run(arguments: argparse.Namespace) -> None:
         probe = session_probe(
             mean_std_features(train), train.sequences.rows, train.sequences.session
         )
-        _write_json(folder.path / "baselines.json", contents)
-        _write_json(folder.path / "session_probe.json", probe)
+        write_json(folder.path / "baselines.json", contents)
+        write_json(folder.path / "session_probe.json", probe)
     print_summary(contents, missing, probe)
     for text in dict.fromkeys(str(warning.message).partition("\n")[0] for warning in caught):
         print(f"note: some of the fits are ill-posed, with too little data: {text}")
@@ -250,7 +248,7 @@ def print_summary(
     rows = [
         [
             content["title"],
-            *(_cell(content[level]["auc"]) for level in levels),
+            *(format_estimate(content[level]["auc"], decimals=2) for level in levels),
             "undefined" if (p := content[top]["p_value"]) is None else f"{p:.3g}",
         ]
         for content in contents.values()
@@ -283,16 +281,3 @@ def _remarks(
             "animals show what it knows of the class"
         )
     return lines
-
-
-def _cell(entry: Mapping[str, float | None]) -> str:
-    if entry["value"] is None:
-        return "undefined"
-    if entry["low"] is None:
-        return f"{entry['value']:.2f}"
-    return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
-
-
-def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from trainer import __version__
 from trainer.config import Config
-from trainer.console import Display, display, print_table
+from trainer.console import Display, display, format_estimate, print_table
 from trainer.data.dataset_folder import DatasetFolder, open_dataset
 from trainer.data.loader import SequenceLoader, make_loader
 from trainer.distributed import Process, process_group
@@ -26,7 +25,7 @@ from trainer.evaluation.predict import predict
 from trainer.evaluation.predictions import write_predictions
 from trainer.evaluation.results import evaluate_predictions
 from trainer.hardware import use_bfloat16
-from trainer.run_folder import RunFolder, open_run, write_atomically
+from trainer.run_folder import RunFolder, open_run, write_json
 from trainer.trained_model import TrainedModel, build_model, read_best, read_run_config
 
 SPLITS = ("val", "test", "train")
@@ -138,8 +137,7 @@ def evaluate_best(
         write_predictions(
             folder.path / f"predictions/{split}.parquet", predictions, dataset.classes
         )
-        text = json.dumps(contents[split], indent=1, allow_nan=False) + "\n"
-        write_atomically(folder.path / f"metrics/{split}.json", text.encode())
+        write_json(folder.path / f"metrics/{split}.json", contents[split])
         folder.push()
     return contents
 
@@ -189,21 +187,13 @@ def print_metrics(title: str, content: Mapping[str, Any]) -> None:
     levels = [level for level in LEVELS if level in content]
     header = ["", *(f"{level} (n={content[level]['n']:,})" for level in levels)]
     rows = [
-        [name.replace("_", " "), *(_cell(content[level][name]) for level in levels)]
+        [name.replace("_", " "), *(format_estimate(content[level][name]) for level in levels)]
         for name in METRICS
     ]
     rows.append(["p-value", *(_p_value(content[level]["p_value"]) for level in levels)])
     print_table(title, header, rows)
     for note in content["notes"]:
         print(f"Note: {note}.")
-
-
-def _cell(entry: Mapping[str, float | None]) -> str:
-    if entry["value"] is None:
-        return "undefined"
-    if entry["low"] is None:
-        return f"{entry['value']:.3f}"
-    return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
 
 
 def _p_value(value: float | None) -> str:

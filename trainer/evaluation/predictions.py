@@ -105,6 +105,17 @@ class Predictions:
             for session, trials in zip(self.session, self.trial_nums.tolist(), strict=True)
         ]
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Return the sequences of several sets, of equal `n_trials` and classes, as one."""
+        return cls(
+            tuple(name for part in parts for name in part.session),
+            tuple(name for part in parts for name in part.subject),
+            np.concatenate([part.trial_nums for part in parts]),
+            np.concatenate([part.label for part in parts]),
+            np.concatenate([part.logits for part in parts]),
+        )
+
     def take(self, rows: NDArray[np.int64]) -> Predictions:
         """Return the sequences of some rows, in their order."""
         return Predictions(

@@ -96,7 +96,9 @@ def evaluate_predictions(
         "n_arrangements": len(relabelling.labels),
         "smallest_p_value": relabelling.smallest_p_value,
     }
-    content["calibration"] = _calibration(predictions, design, weights, temperature)
+    content["calibration"] = _calibration(
+        predictions, levels["sequence"], design, weights, temperature
+    )
     content["notes"] = [*_notes(design, classes), *([missing] if missing else [])]
     return content
 
@@ -185,12 +187,12 @@ def _level_content(
 
 def _calibration(
     predictions: Predictions,
+    raw: Level,
     design: Design,
     weights: NDArray[np.float64],
     temperature: float | None,
 ) -> dict[str, Any]:
     content: dict[str, Any] = {"temperature": temperature}
-    raw = score_levels(predictions, design)[0]["sequence"]
     content["reliability"] = {"raw": _curve_content(_curve(raw, design, weights))}
     if temperature is None:
         return content

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trainer.config import Config
 from trainer.console import print_table
 from trainer.data.dataset_folder import MANIFEST
@@ -19,7 +17,7 @@ from trainer.errors import TrainerError, UsageError
 from trainer.evaluation.command import git_commit, print_metrics
 from trainer.evaluation.predictions import Predictions, read_predictions, write_predictions
 from trainer.evaluation.results import evaluate_predictions
-from trainer.run_folder import is_remote, local_path, open_run, write_atomically
+from trainer.run_folder import is_remote, local_path, open_run, write_json
 from trainer.trained_model import read_run_config
 
 SPLIT = "test"
@@ -102,8 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
         path = output.path / f"predictions/{SPLIT}.parquet"
         write_predictions(path, pooled, first.classes)
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        write_atomically(output.path / f"metrics/{SPLIT}.json", text.encode())
+        write_json(output.path / f"metrics/{SPLIT}.json", content)
     _print_folds(folds)
     print_metrics(f"{SPLIT} of {len(folds)} folds, with 95 % intervals:", content)
     print(f"Written to {arguments.output}: predictions/ and metrics/")
@@ -142,13 +139,7 @@ def pool(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:
     _check_disjoint([set(part.subject) - {None} for part in parts], names, "subject")
     if len({part.trial_nums.shape[1] for part in parts}) > 1:
         raise UsageError("the runs differ in the trials of a sequence (sequence.n_trials)")
-    return Predictions(
-        tuple(name for part in parts for name in part.session),
-        tuple(name for part in parts for name in part.subject),
-        np.concatenate([part.trial_nums for part in parts]),
-        np.concatenate([part.label for part in parts]),
-        np.concatenate([part.logits for part in parts]),
-    )
+    return Predictions.concatenate(parts)
 
 
 def _check_disjoint(members: Sequence[set[Any]], names: Sequence[str], unit: str) -> None:
