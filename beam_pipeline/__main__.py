@@ -14,9 +14,9 @@ from typing import NoReturn
 from beam_pipeline import __version__
 from beam_pipeline.cpus import n_cpus
 from beam_pipeline.errors import UsageError
-from beam_pipeline.heap import share_heap
+from beam_pipeline.flags.values import join_signed_values
+from beam_pipeline.heap import loading_modules, share_heap
 from beam_pipeline.launchers.local_worker import start_loading
-from beam_pipeline.options import join_signed_values
 
 _EXAMPLES = """examples:
   python -m beam_pipeline sample --output out/sample
@@ -95,12 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     What went wrong ends in one line on standard error, ``error: ...``, whatever the command.
     """
     given = join_signed_values(sys.argv[1:] if arguments is None else arguments)
-    chosen = next((word for word in given if word in COMMANDS), None)
+    chosen = next((word for word in given if not word.startswith("-")), None)
+    if chosen is not None and chosen not in COMMANDS:
+        return _refuse_command(chosen)
     if chosen == "preprocess":
         share_heap()
         if n_cpus() > 1:
             start_loading()
-    parser = build_parser(chosen)
+    with loading_modules():
+        parser = build_parser(chosen)
     args, rest = parser.parse_known_args(given)
     if rest and args.command != "preprocess":
         args.parser.error(f"{args.command} has no {' '.join(rest)}")
@@ -114,6 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         _print_error(str(error) or type(error).__name__, args.verbose)
         return 2 if isinstance(error, UsageError) else 1
+
+
+def _refuse_command(name: str) -> int:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    print(f"error: there is no command {name!r}{hint}: {', '.join(COMMANDS)}", file=sys.stderr)
+    return 2
 
 
 def _print_error(message: str, verbose: bool) -> None:

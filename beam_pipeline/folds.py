@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from beam_pipeline.console import print_table
 from beam_pipeline.errors import UsageError
-from beam_pipeline.options import add_source_arguments, open_source
+from beam_pipeline.flags.table import add_source_arguments, open_source
 from beam_pipeline.plan import count_sessions, usable_sessions
 from beam_pipeline.splits import MIN_FOLDS, SPLITS, SessionCount, assign_folds
 from beam_pipeline.storage.locations import locate
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
         write_atomically(output / f"fold-{number}.csv", splits_csv(split_of))
     _print_folds(sessions, folds)
     print(
-        f"Written to {output}. For each, preprocess --splits {output / 'fold-N.csv'} and train; "
-        "python -m trainer pool RUN RUN ... then evaluates all animals at once"
+        f"Written to {output}. For each, preprocess --splits {output / 'fold-N.csv'}, train, and "
+        "run the baselines; python -m trainer pool RUN RUN ... then judges all animals at once"
     )
     return 0
 

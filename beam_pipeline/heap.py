@@ -1,8 +1,11 @@
-"""One heap for all threads of a process, so that memory one of them frees serves the others."""
+"""The memory of a process: one heap for all threads, and no search for garbage among modules."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 #: Of glibc's malloc.h.
 M_ARENA_MAX = -8
@@ -17,3 +20,18 @@ def share_heap() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 1)
+
+
+@contextmanager
+def loading_modules() -> Iterator[None]:
+    """Collect no garbage while modules load, nor among what they have made ever after.
+
+    Beam's modules make 200,000 objects that stay; walking them again and again took a sixth of the
+    time of loading them.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

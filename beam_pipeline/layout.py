@@ -323,7 +323,7 @@ def plan_layout(
     try:
         split_of = decide_splits(counts, options, rejected_sessions)
     except SplitError as error:
-        reasons = f"\nRejected rows: {_listed(reject_counts)}" if reject_counts else ""
+        reasons = f" (rejected rows: {_listed(reject_counts)})" if reject_counts else ""
         raise LayoutError(f"{error}{reasons}") from error
     unsurveyed = [s.session for s in sessions if split_of[s.session] == "train" and not s.surveyed]
     if unsurveyed:

@@ -15,17 +15,12 @@ import pyarrow as pa
 from beam_pipeline.blocks import n_shards_for
 from beam_pipeline.console import format_bytes, print_table
 from beam_pipeline.cpus import n_cpus
+from beam_pipeline.flags.dataset import add_dataset_arguments, dataset_options
+from beam_pipeline.flags.table import add_source_arguments, open_source
 from beam_pipeline.launchers.dataflow.cost import TrialWork, estimate
 from beam_pipeline.launchers.dataflow.defaults import MACHINE_TYPE
 from beam_pipeline.layout import LayoutError, decide_splits, survey_block
-from beam_pipeline.options import (
-    DatasetOptions,
-    add_dataset_arguments,
-    add_source_arguments,
-    dataset_options,
-    open_source,
-    screening_options,
-)
+from beam_pipeline.options import DatasetOptions, screening_options
 from beam_pipeline.output.segments import Pointers
 from beam_pipeline.sessions import Block
 from beam_pipeline.shards import npy_pieces, tar_sample_size
@@ -294,11 +289,15 @@ def _print_costs(
     block = 3 * 4 * block_trials * shape[0] * shape[1]
     memory = (workers + 1) * PROCESS_BYTES + workers * block
     print(
-        f"Expected here: {seconds:,.0f} s with {workers} workers "
+        f"Expected here: {seconds:,.0f} s with {_plural(workers, 'worker')} "
         f"({1e3 * cost.seconds:.2f} ms of CPU a trial, without the disk), "
         f"{format_bytes(memory)} of memory, {format_bytes(segments)} of temporary files"
     )
     _print_dataflow_cost(source, block_trials, segments / source.n_rows, shape, cost)
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _print_dataflow_cost(
@@ -317,8 +316,9 @@ def _print_dataflow_cost(
     )
     job = estimate(source.n_rows, work, bigquery=source.kind == "bigquery")
     print(
-        f"Expected on Dataflow: {job.seconds / 60:,.0f} min with {job.workers} {MACHINE_TYPE} "
-        f"workers, {job.vcpu_hours:,.2f} vCPU hours, about ${job.dollars:,.2f} at list prices "
+        f"Expected on Dataflow: {job.seconds / 60:,.0f} min with "
+        f"{_plural(job.workers, f'{MACHINE_TYPE} worker')}, {job.vcpu_hours:,.2f} vCPU hours, "
+        f"about ${job.dollars:,.2f} at list prices "
         f"({format_bytes(1e9 * job.shuffled_gb)} shuffled, "
         f"{format_bytes(1e9 * job.segments_gb)} of temporary objects), then "
         f"${job.stored_dollars_month:,.2f} a month for {format_bytes(1e9 * job.shards_gb)}"

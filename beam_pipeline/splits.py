@@ -7,7 +7,6 @@ the sessions, the ratios and the seed, whatever the order of the sessions.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -105,14 +104,17 @@ def assign_splits(
     ------
     SplitError
         If the ratios or sessions are wrong, or if no assignment of whole groups gives every
-        class to every split; the message then holds the counts.
+        class to every split.
     """
     names = required_splits(ratios)
     ordered = checked_sessions(sessions)
     parts = _partition(ordered, [r for r in ratios if r > 0], seed)
     if parts is None:
-        advice = "or set the ratio of a split to 0 (--split_ratios)"
-        raise SplitError(_impossible(ordered, names, advice))
+        raise SplitError(
+            f"no split gives every class to each of {', '.join(names)}: "
+            f"{_impossible(ordered, len(names))}; add recordings of the scarce class, or set the "
+            "ratio of a split to 0 (--split_ratios)"
+        )
     return {session: names[part] for session, part in parts.items()}
 
 
@@ -141,15 +143,17 @@ def assign_folds(
     ------
     SplitError
         If the sessions are wrong, or if no partition of whole groups gives every class to every
-        fold; the message then holds the counts.
+        fold.
     """
     if n_folds < MIN_FOLDS:
         raise SplitError(f"{n_folds} folds are too few: train, val and test need {MIN_FOLDS}")
     ordered = checked_sessions(sessions)
     parts = _partition(ordered, [1 / n_folds] * n_folds, seed)
     if parts is None:
-        names = [f"fold {fold}" for fold in range(1, n_folds + 1)]
-        raise SplitError(_impossible(ordered, names, "or ask for fewer folds (--n_folds)"))
+        raise SplitError(
+            f"no split gives every class to each of {n_folds} folds: "
+            f"{_impossible(ordered, n_folds)}; add recordings, or ask for fewer folds (--n_folds)"
+        )
     role = ["test", "val", *["train"] * (n_folds - 2)]
     return [
         {session: role[(part - fold) % n_folds] for session, part in parts.items()}
@@ -193,7 +197,7 @@ def check_splits(
     ------
     SplitError
         If a session has no split or an unknown one, or if a class is missing from a required
-        split; the message then holds the groups and trials per split and class.
+        split.
     """
     ordered = checked_sessions(sessions)
     for s in ordered:
@@ -208,12 +212,17 @@ def check_splits(
     if not missing:
         return
     lacking = _listed([f"{name} has no trial of {label!r}" for name, label in missing])
-    first = {label for _, label in missing}
+    holders = _holders(ordered)
+    there = _listed(
+        [
+            f"{label!r} has {_groups(len(holders[label]), ordered)} in all"
+            for label in dict.fromkeys(label for _, label in missing)
+        ]
+    )
     raise SplitError(
-        f"every split must hold every class, but {lacking}.\n"
-        f"{_counts_table(ordered, sorted(labels, key=lambda c: c not in first), assignment)}\n"
-        "Move sessions of that class there in the splits file, or add recordings; a split whose "
-        "ratio is 0 need not hold anything, such as val with --split_ratios 0.85,0,0.15."
+        f"every split must hold every class, but {lacking} ({there}): move sessions of that class "
+        "there in the splits file, or add recordings; a split whose ratio is 0 need not hold "
+        "anything, such as val with --split_ratios 0.85,0,0.15"
     )
 
 
@@ -253,49 +262,30 @@ def _listed(texts: Sequence[str]) -> str:
     return "; ".join(texts[:_SHOWN]) + (f"; and {more:,} more" if more > 0 else "")
 
 
-def _impossible(sessions: Sequence[SessionCount], names: Sequence[str], advice: str) -> str:
+def _holders(sessions: Sequence[SessionCount]) -> dict[str, set[tuple[str, str]]]:
+    """Return the groups that have trials of each class, the classes sorted."""
     labels = sorted({s.condition for s in sessions})
-    holders: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+    holders: dict[str, set[tuple[str, str]]] = {label: set() for label in labels}
     for s in sessions:
         if s.n_trials > 0:
             holders[s.condition].add(_group(s))
-    few = [c for c in labels if len(holders[c]) < len(names)]
-    reason = (
-        _listed([f"class {c!r} has {len(holders[c])} group(s) with trials" for c in few])
-        if few
-        else "too few groups hold several classes"
-    )
-    everywhere = {s.session: "all" for s in sessions}
-    return (
-        f"no split gives every class to each of {', '.join(names)}: {reason}, and "
-        f"{len(names)} splits need {len(names)} of each class without cutting a group.\n"
-        f"{_counts_table(sessions, sorted(labels, key=lambda c: c not in few), everywhere)}\n"
-        f"Add recordings of the scarce class, {advice}."
-    )
+    return holders
 
 
-def _counts_table(
-    sessions: Sequence[SessionCount], labels: Sequence[str], assignment: Mapping[str, str]
-) -> str:
-    groups: defaultdict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
-    trials: Counter[tuple[str, str]] = Counter()
-    for s in sessions:
-        cell = (assignment[s.session], s.condition)
-        trials[cell] += s.n_trials
-        if s.n_trials > 0:
-            groups[cell].add(_group(s))
-    used = set(assignment.values())
-    columns = SPLITS if used <= set(SPLITS) else tuple(sorted(used))
-    shown = labels[: 2 * _SHOWN]
-    rows = [["class", *columns]]
-    for label in shown:
-        cells = [f"{len(groups[c, label]):,} / {trials[c, label]:,}" for c in columns]
-        rows.append([label, *cells])
-    width = max(len(row[0]) for row in rows)
-    widest = max(len(text) for row in rows for text in row[1:])
-    lines = ["  ".join([r[0].ljust(width), *(text.rjust(widest) for text in r[1:])]) for r in rows]
-    rest = len(labels) - len(shown)
-    if rest:
-        lines.append(f"... and {rest:,} more classes")
-    note = "(groups / trials; a group is a subject, or a session without one)"
-    return "\n".join([*lines, note])
+def _groups(n: int, sessions: Sequence[SessionCount]) -> str:
+    """Return ``2 animals``, or what else is never cut."""
+    named = {s.subject is not None for s in sessions}
+    noun = "group" if len(named) > 1 else "animal" if True in named else "session"
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _impossible(sessions: Sequence[SessionCount], n_parts: int) -> str:
+    """Return why no partition into so many parts has every class in every part."""
+    holders = _holders(sessions)
+    few = [
+        f"{label!r} has {_groups(len(groups), sessions)}"
+        for label, groups in holders.items()
+        if len(groups) < n_parts
+    ]
+    need = f"{_groups(n_parts, sessions)} of each class with trials are needed"
+    return f"{need}, but {_listed(few)}" if few else "too few groups hold several classes"

@@ -61,7 +61,7 @@ def see_row(row: dict[str, Any]) -> Seen:
 
 def ours(name: str, endpoint: str) -> beam.PTransform:
     source = BigQuerySource(f"bq://{name}", endpoint=endpoint)
-    # As in `preprocess.build_pipeline`.
+    # As in `pipeline.build_pipeline`.
     splits = beam.Create(source.splits(1)) | beam.Reshuffle()
     return splits | beam.FlatMap(lambda split: read_ours(source, split))
 

@@ -5,7 +5,10 @@ case on them as a fresh process with two workers, checks that all give the same 
 same spectrograms, and prints a Markdown report. Nothing is subtracted: wall time is that of the
 whole command. Tables are in the page cache when a case starts; what earlier cases wrote is on disk.
 
-The peers are in benchmarks/peers. All needs: pip install -e '.[pipeline,dev,bench]'.
+The peers are in benchmarks/peers. One environment will do: pip install -e '.[pipeline,dev,bench]'.
+Fairer are two, because Beam imports pandas and others where it finds them: this interpreter's with
+what a user of ours installs, '.[pipeline]', and psutil and webdataset; and --peer-python's with
+'.[dev,bench]'.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ class Case:
 
 CASES = {
     "loop": Case("loop.py"),
-    "lab": Case("lab.py", ("pandas",)),
+    "lab": Case("lab.py", ("pandas",), of_peers=True),
     "beam": Case("idiomatic_beam.py", ("apache-beam", "webdataset")),
     "datasets": Case("hf_datasets.py", ("datasets",), of_peers=True),
     "litdata": Case("lit_data.py", ("litdata", "torch"), of_peers=True),
@@ -259,7 +262,7 @@ def parse_arguments() -> argparse.Namespace:
         "--peer-python",
         default=sys.executable,
         metavar="PATH",
-        help="interpreter that has datasets, litdata and torch (default: this one)",
+        help="interpreter that has pandas, datasets, litdata and torch (default: this one)",
     )
     parser.add_argument(
         "--repeats", type=int, default=1, help="runs of each case; the median counts"

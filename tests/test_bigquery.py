@@ -104,6 +104,10 @@ def test_columns_under_other_names(table: pa.Table, server: BigQueryServer) -> N
     rows = read_all(source)
     assert rows["subject"].equals(rows["session"])
     assert sorted(_selected(server.sessions[-1])) == ["genotype", "lfp", "n", "rec"]
+    assert source.animal_column is None
+    del names["subject"]
+    unsplit = BigQuerySource(URI, names | {"trace": "lfp"}, endpoint=server.endpoint)
+    assert unsplit.animal_column == "mouse"
 
 
 def test_nulls_arrive_as_nulls(server: BigQueryServer) -> None:
@@ -316,7 +320,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("no table", ["--input", "bq://lab-1.mouse.cortx"], 1, "not found"),
         ("no permission", [], 1, "roles/bigquery.dataViewer"),
         ("no session", [], 1, "roles/bigquery.readSessionUser on the project lab-1"),
-        ("missing column", [], 1, "no column 'trace' for 'trace'; it has: session (string)"),
+        ("missing column", [], 1, "no column 'trace'; name it with --columns trace=COLUMN. It has"),
         ("wrong name", ["--columns", "subject=animal"], 1, "no column 'animal' for 'subject'"),
         ("wrong type", [], 1, "'trace' is decimal128(38, 9), expected list of numbers"),
         ("view", [], 1, "is a view"),

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from beam_pipeline.__main__ import main
-from beam_pipeline.options import resolve_sfreq
 from beam_pipeline.sources import SourceError, parse_column_names
 from beam_pipeline.sources.parquet import ParquetSource
+from beam_pipeline.table_timing import resolve_sfreq
 from tests import tables
 
 
@@ -48,6 +48,25 @@ def test_wrong_usage_is_status_2_and_suggests_the_near_miss(
     assert exit_status([*command, "--baseline", "1,2,3"]) == 2
     assert exit_status([*command, "--method", "wavelet"]) == 2
     assert exit_status(["preprocess"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["verfy", "out"], " (did you mean verify?)"),
+        (["--verbose", "preproces", "--output", "sample"], " (did you mean preprocess?)"),
+        (["frobnicate", "verify"], ""),
+    ],
+)
+def test_an_unknown_command_suggests_the_near_miss(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], hint: str
+) -> None:
+    assert exit_status(arguments) == 2
+    name = next(word for word in arguments if word[0] != "-")
+    assert capsys.readouterr().err == (
+        f"error: there is no command {name!r}{hint}: preprocess, plan, audit, folds, verify, "
+        "sample\n"
+    )
 
 
 def _error(arguments: list[str], capsys: pytest.CaptureFixture[str], status: int = 1) -> str:
@@ -182,6 +201,7 @@ def test_plan_prints_the_splits_and_writes_nothing(
     out = capsys.readouterr().out
     assert "160 rows" in out
     assert "49 x 34" in out
+    assert " min with 1 n2-standard-4 worker, " in out
     for split, trials in (("train", 80), ("val", 40), ("test", 40)):
         assert any(split in line and f" {trials} " in line for line in out.splitlines())
     assert sorted(tmp_path.rglob("*")) == before
@@ -257,6 +277,30 @@ def test_plan_fails_where_the_run_would(
     assert "preprocess would fail" in captured.err
     command = ["preprocess", "--input", str(source), "--output", str(tmp_path / "out")]
     assert main([*command, *flags, *tables.IN_PROCESS]) == 1
+
+
+@pytest.mark.parametrize("command", ["plan", "folds", "preprocess"])
+def test_a_column_of_animals_that_is_not_used_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    table = tables.make_table(sessions=12)
+    names = ["animal_id" if name == "subject" else name for name in table.column_names]
+    names[names.index("trace")] = "lfp"
+    source = tables.write(table.rename_columns(names), tmp_path / "t.parquet")
+    flags = ["--input", str(source), "--columns", "trace=lfp"]
+    if command == "folds":
+        flags += ["--n_folds", "3"]
+    else:
+        flags += tables.FLAGS
+    if command != "plan":
+        flags += ["--output", str(tmp_path / "out")]
+    if command == "preprocess":
+        flags += tables.IN_PROCESS
+    for columns in ("trace=lfp", "trace=lfp,subject=animal_id"):
+        flags[3] = columns
+        assert main([command, *flags, *(["--overwrite"] if command == "preprocess" else [])]) == 0
+        noted = "pass --columns trace=lfp,subject=animal_id if" in capsys.readouterr().err
+        assert noted == ("animal_id" not in columns)
 
 
 def test_a_flag_of_another_command_names_the_command(

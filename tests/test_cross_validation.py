@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
+import re
+import shlex
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,8 +22,15 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 from beam_pipeline.__main__ import main as pipeline_main
 from beam_pipeline.splits import SessionCount, SplitError, assign_folds
-from tests import runs, tables
+from tests import datasets, runs, tables
+from tests.pages import read_page
 from trainer.__main__ import main as trainer_main
+from trainer.baselines.fitting import TITLES
+from trainer.config import EvaluationConfig
+from trainer.data.dataset_folder import open_dataset
+from trainer.evaluation.predictions import read_predictions, write_predictions
+from trainer.evaluation.results import paired_difference
+from trainer.pooling.coverage import HeldSession, read_sessions, unpredicted
 
 N_FOLDS = 3
 SPECTROGRAM = "--tmin 0 --tmax 0.5 --nperseg 64 --noverlap 48 --n_freqs 16"
@@ -71,7 +83,7 @@ def test_folds_depend_on_the_seed_and_not_on_the_order_of_the_sessions():
 
 
 def test_more_folds_than_animals_of_a_class_are_refused_with_the_counts():
-    with pytest.raises(SplitError, match=r"class 'KO' has 6 group\(s\)") as caught:
+    with pytest.raises(SplitError, match=r"7 animals of each .* but 'KO' has 6 animals;") as caught:
         assign_folds(SESSIONS, 7)
     assert "--n_folds" in str(caught.value)
 
@@ -104,7 +116,24 @@ def folds(tmp_path_factory):
         assert pipeline_main([*flags.split(), *SPECTROGRAM.split(), *tables.IN_PROCESS]) == 0
         patches = {"model__patch_freq": 8, "model__patch_time": 6}
         assert trainer_main(runs.flags(dataset, run, train__epochs=1, **patches)) == 0
+        assert trainer_main(baselines_command(dataset, run)) == 0
     return folder
+
+
+def baselines_command(dataset: Path, output: Path) -> list[str]:
+    flags = ["--output", str(output), "--sequence.n_trials", str(runs.N_TRIALS)]
+    return ["baselines", str(dataset), *flags]
+
+
+@pytest.fixture(scope="module")
+def pooled(folds, tmp_path_factory):
+    """All folds together, and what `pool` and `report` say of them."""
+    output = tmp_path_factory.mktemp("pooled") / "all"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert trainer_main(["pool", *run_folders(folds), "--output", str(output)]) == 0
+        assert trainer_main(["report", str(output)]) == 0
+    return output, printed.getvalue()
 
 
 def run_folders(folder: Path) -> list[str]:
@@ -170,6 +199,31 @@ def test_one_run_is_no_cross_validation(folds, tmp_path, capsys):
     assert "two folds or more" in capsys.readouterr().err
 
 
+def test_a_pooled_folder_is_no_fold(folds, pooled, tmp_path, capsys):
+    command = ["pool", run_folders(folds)[0], str(pooled[0]), "--output", str(tmp_path / "p")]
+    assert trainer_main(command) == 1
+    assert f"{pooled[0]} has no config.yaml: it is no run folder" in capsys.readouterr().err
+
+
+def test_folds_that_were_not_preprocessed_alike_are_refused(folds, tmp_path, capsys):
+    dataset = shutil.copytree(folds / "dataset-1", tmp_path / "dataset")
+    datasets.edit_manifest(dataset, lambda content: content["options"].update(log_floor=1e-9))
+    run = shutil.copytree(run_folders(folds)[0], tmp_path / "run")
+    metrics = json.loads((run / "metrics/test.json").read_text())
+    metrics["dataset_fingerprint"] = open_dataset(str(dataset)).fingerprint
+    (run / "metrics/test.json").write_text(json.dumps(metrics))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(folds / "dataset-1"), str(dataset)))
+
+    command = ["pool", *run_folders(folds)[1:], str(run), "--output", str(tmp_path / "p")]
+    assert trainer_main(command) == 2
+
+    error = capsys.readouterr().err
+    assert f"the dataset of {run} was made with --log_floor 1e-09, that of" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "p").exists()
+
+
 def test_a_run_that_was_not_evaluated_is_named(folds, tmp_path, capsys):
     runs_given = [*run_folders(folds)[:1], str(tmp_path / "nothing")]
 
@@ -177,3 +231,248 @@ def test_a_run_that_was_not_evaluated_is_named(folds, tmp_path, capsys):
 
     error = capsys.readouterr().err
     assert f"{tmp_path / 'nothing'} holds no metrics/test.json" in error
+
+
+# ---- the verdict ---------------------------------------------------------------------------------
+
+
+def auc_of_subjects(path: Path) -> float:
+    """By scikit-learn, of means over sequences and then over the sessions of an animal."""
+    predictions, _ = read_predictions(path)
+    table = pa.table(
+        {
+            "subject": predictions.subject,
+            "session": predictions.session,
+            "label": predictions.label,
+            "p": softmax(predictions.logits, axis=1)[:, 1],
+        }
+    )
+    sessions = table.group_by(["subject", "session", "label"]).aggregate([("p", "mean")])
+    subjects = sessions.group_by(["subject", "label"]).aggregate([("p_mean", "mean")])
+    return float(roc_auc_score(subjects["label"], subjects["p_mean_mean"]))
+
+
+def test_the_folds_baselines_are_pooled_on_the_very_sequences_of_the_model(folds, pooled):
+    output, _ = pooled
+    contents = json.loads((output / "baselines.json").read_text())
+    ours, classes = read_predictions(output / "predictions/test.parquet")
+    assert list(contents) == list(TITLES)
+    for name, content in contents.items():
+        path = f"predictions/{name}.parquet"
+        found, named = read_predictions(output / path)
+        parts = [read_predictions(Path(run) / path)[0] for run in run_folders(folds)]
+        assert (found.ids(), named) == (ours.ids(), classes)
+        np.testing.assert_array_equal(found.logits, np.concatenate([p.logits for p in parts]))
+        assert content["subject"]["auc"]["value"] == pytest.approx(auc_of_subjects(output / path))
+
+
+def test_the_verdict_compares_the_model_with_the_strongest_baseline(pooled):
+    output, printed = pooled
+    aucs = {name: auc_of_subjects(output / f"predictions/{name}.parquet") for name in TITLES}
+    ours, best = (
+        auc_of_subjects(output / "predictions/test.parquet"),
+        max(aucs, key=aucs.__getitem__),
+    )
+    model, rival = (
+        read_predictions(output / f"predictions/{name}.parquet")[0] for name in ("test", best)
+    )
+    paired = paired_difference(model, rival, EvaluationConfig(n_bootstrap=50), 0)["subject"]["auc"]
+    assert paired["value"] == pytest.approx(ours - aucs[best])
+    (line,) = [line for line in printed.splitlines() if line.startswith("Verdict: ")]
+    if ours <= aucs[best]:
+        assert "The ViT does not beat the baselines" in line
+    elif paired["low"] <= 0:
+        assert "The ViT is not shown to beat the baselines" in line
+    assert f"is {ours:.2f} [" in line
+    assert f"{TITLES[best]}, reaches {aucs[best]:.2f} [" in line
+    assert f"{paired['value']:+.2f} [{paired['low']:+.2f}, {paired['high']:+.2f}]" in line
+
+
+def test_the_page_has_the_verdict_first_and_each_fold(folds, pooled):
+    output, printed = pooled
+    page = read_page(output / "report.html")
+    (line,) = [line for line in printed.splitlines() if line.startswith("Verdict: ")]
+    title = line.removeprefix("Verdict: ").partition(".")[0]
+    findings = [a["class"] for tag, a in page.elements if "finding" in a.get("class", "")]
+    assert "headline" in findings[0]
+    assert page.text.index(title) < page.text.index("Beside the baselines")
+    rows = page.table("Run")
+    assert set(rows) == set(run_folders(folds))
+    for run, row in rows.items():
+        own = Path(run) / "predictions/test.parquet"
+        held, _ = read_predictions(own)
+        assert row["subjects"] == f"{len(set(held.subject))}"
+        assert row["AUC by subject"] == f"{auc_of_subjects(own):.3f}"
+        assert row["sequences"] == f"{len(held)}"
+    shown = next(t for t in page.tables if t[1][0] == "ViT" and "subjects" in t[0][0])
+    assert {row[0] for row in shown[1:]} == {"ViT", *TITLES.values()}
+    drawn = {a["aria-label"].split()[0] for tag, a in page.elements if tag == "svg"}
+    assert {"ROC", "Accuracy", "Mean", "AUC"} <= drawn
+    assert page.table("subjects")
+    assert "No fold predicted" not in page.text
+    assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe"}
+
+
+def test_a_page_of_all_folds_and_their_runs_says_first_what_they_say_together(folds, pooled):
+    output, _ = pooled
+    one, page = run_folders(folds)[0], output / "both.html"
+    assert trainer_main(["report", one, str(output), "--output", str(page)]) == 0
+    text = read_page(page).text
+    assert text.index("Fold by fold") < text.index("One of the folds")
+    # Of one fold alone nothing is claimed on top.
+    classes = [a["class"] for _, a in read_page(page).elements if "headline" in a.get("class", "")]
+    assert len(classes) == 1
+    assert "run-1-one-trial" not in text
+
+
+def test_the_same_pooling_gives_the_same_bytes_and_others_are_not_written_over(
+    folds, pooled, tmp_path, capsys
+):
+    output, _ = pooled
+    again = shutil.copytree(output, tmp_path / "again")
+    before = {path: path.read_bytes() for path in again.rglob("*.*")}
+    assert trainer_main(["pool", *run_folders(folds), "--output", str(again)]) == 0
+    assert {path: path.read_bytes() for path in again.rglob("*.*")} == before
+
+    capsys.readouterr()
+    assert trainer_main(["pool", *run_folders(folds)[:2], "--output", str(again)]) == 2
+    assert f"holds the result of other runs ({run_folders(folds)[2]})" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in again.rglob("*.*")} == before
+
+
+def test_a_fold_without_baselines_is_named_with_the_command_that_makes_them(
+    folds, tmp_path, capsys
+):
+    given = [shutil.copytree(run, tmp_path / Path(run).name) for run in run_folders(folds)]
+    output = tmp_path / "pooled"
+    pool = ["pool", *map(str, given), "--output", str(output)]
+    assert trainer_main(pool) == 0
+    (given[2] / "baselines.json").unlink()
+    capsys.readouterr()
+
+    assert trainer_main(pool) == 0
+
+    printed = capsys.readouterr().out
+    assert "Verdict: The ViT has not been compared with simple baselines" in printed
+    assert f"{given[2]} has no baselines of its sequences. Run: " in printed
+    assert not (output / "baselines.json").exists()
+    command = printed.partition("Run: python -m trainer ")[2].splitlines()[0]
+    assert trainer_main(["report", str(output)]) == 0
+    page = " ".join(read_page(output / "report.html").text.split())
+    assert command in page
+    assert trainer_main(shlex.split(command)) == 0
+    assert trainer_main(pool) == 0
+    assert "not been compared" not in capsys.readouterr().out.rpartition("Verdict: ")[2]
+
+
+def test_a_pooled_folder_in_a_bucket_is_the_same(folds, tmp_path, gcs):
+    url, local = "gs://lab/runs/all", tmp_path / "local"
+    given = [shutil.copytree(run, tmp_path / Path(run).name) for run in run_folders(folds)]
+    for output in (url, str(local)):
+        assert trainer_main(["pool", *map(str, given), "--output", output]) == 0
+    written = {str(path.relative_to(local)): path.read_bytes() for path in local.rglob("*.*")}
+    assert gcs.list(url) == written
+    assert trainer_main(["report", url]) == 0
+    assert b"Fold by fold" in gcs.read(f"{url}/report.html")
+    # What does not hold any more is gone there, too.
+    (given[0] / "baselines.json").unlink()
+    assert trainer_main(["pool", *map(str, given), "--output", url]) == 0
+    assert "baselines.json" not in gcs.list(url)
+
+
+def test_baselines_of_other_sequences_are_not_taken(folds, tmp_path, capsys):
+    given = [shutil.copytree(run, tmp_path / Path(run).name) for run in run_folders(folds)]
+    (given[0] / "baselines.json").unlink()
+    other = baselines_command(folds / "dataset-1", given[0])[:-1]
+    assert trainer_main([*other, "3"]) == 0
+    output = tmp_path / "pooled"
+    assert trainer_main(["pool", *map(str, given), "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert f"(those in {given[0]} are made with n_trials 3, not 4" in printed
+    assert "--overwrite" in printed.partition("Run: ")[2].splitlines()[0]
+    # Where the fitting ones lie elsewhere, they are found.
+    elsewhere = ["--baselines", run_folders(folds)[0]]
+    assert trainer_main(["pool", *map(str, given), "--output", str(output), *elsewhere]) == 0
+    assert "Beside the baselines" in capsys.readouterr().out
+
+
+# ---- who is no part of it ------------------------------------------------------------------------
+
+
+def test_sessions_that_no_fold_predicted_are_named_with_the_reason():
+    def held(*rows: tuple[str, str | None, str | None]) -> list[HeldSession]:
+        return [HeldSession(*row) for row in rows]
+
+    left = unpredicted(
+        {
+            "one": held(("a", "m1", "test"), ("b", "m1", "test"), ("c", "m2", "train")),
+            "two": held(("a", "m1", "train"), ("b", "m1", "train"), ("c", "m2", "val")),
+            "three": held(("d", "m3", "test"), ("e", None, None)),
+        },
+        ["a"],
+        n_trials=8,
+    )
+    reasons = {entry["session"]: entry["reason"] for entry in left["sessions"]}
+    assert reasons == {
+        "b": "no sequence of 8 trials in one",
+        "c": "in test of no fold",
+        "d": "no sequence of 8 trials in three",
+        "e": "no usable trial",
+    }
+    # m1 has a session that counts.
+    assert left["subjects"] == ["m2", "m3"]
+
+
+def test_a_session_whose_every_row_was_rejected_is_known(tmp_path):
+    table = tables.make_table(sessions=12, trials=6)
+    lost = table["session"][0].as_py()
+    for row in range(6):
+        table = tables.replace_trace(table, row, [float("nan")] * tables.N_SAMPLES)
+    path = tables.write(table, tmp_path / "t.parquet")
+    command = ["preprocess", "--input", str(path), "--output", str(tmp_path / "d")]
+    more = ["--max_reject_fraction", "0.5"]
+    assert pipeline_main([*command, *tables.FLAGS, *tables.IN_PROCESS, *more]) == 0
+    dataset = open_dataset(str(tmp_path / "d"))
+    found = {entry.session: entry.split for entry in read_sessions(dataset)}
+    assert set(found) == set(table["session"].to_pylist())
+    assert [session for session, split in found.items() if split is None] == [lost]
+
+
+def test_a_session_without_a_sequence_and_a_fold_left_out_are_warned_of(folds, tmp_path, capsys):
+    run = shutil.copytree(run_folders(folds)[0], tmp_path / "run")
+    path = run / "predictions/test.parquet"
+    predictions, classes = read_predictions(path)
+    short = predictions.session[0]
+    kept = [row for row, session in enumerate(predictions.session) if session != short]
+    write_predictions(path, predictions.take(np.array(kept)), classes)
+    third = read_predictions(Path(run_folders(folds)[2]) / "predictions/test.parquet")[0]
+    output = tmp_path / "pooled"
+
+    given = [str(run), run_folders(folds)[1]]
+    assert trainer_main(["pool", *given, "--output", str(output)]) == 0
+    assert trainer_main(["report", str(output)]) == 0
+
+    n_left = 1 + len(set(third.session))
+    expected = (
+        f"No fold predicted {n_left} sessions, and with them {len(set(third.subject))} animals"
+    )
+    line = next(line for line in capsys.readouterr().out.splitlines() if expected in line)
+    assert line.startswith("Warning: ")
+    text = re.sub(r"\s+", " ", read_page(output / "report.html").text)
+    for said in (line, text):
+        assert f"{short} of {predictions.subject[0]}: no sequence of 4 trials in {run}" in said
+        assert all(session in said for session in set(third.session))
+        assert "in test of no fold" in said
+
+
+def test_where_a_dataset_is_gone_it_is_said_that_the_sessions_are_not_known(
+    folds, tmp_path, capsys
+):
+    given = [shutil.copytree(run, tmp_path / Path(run).name) for run in run_folders(folds)]
+    config = given[0] / "config.yaml"
+    text = config.read_text().replace(str(folds / "dataset-1"), str(tmp_path / "gone"))
+    config.write_text(text)
+    assert trainer_main(["pool", *map(str, given), "--output", str(tmp_path / "pooled")]) == 0
+    printed = capsys.readouterr().out
+    assert "Warning: Whether every animal was predicted is not known" in printed
+    assert f"{tmp_path / 'gone'} has no dataset.json" in printed

@@ -249,7 +249,7 @@ def test_trials_that_turn_out_unusable_are_rejected_whenever_they_are_found(
     assert read_trials(found).keys() == set(keys) - rejected
     assert main(["verify", str(found)]) == 0
 
-    monkeypatch.setattr("beam_pipeline.preprocess.needs_every_spectrogram", lambda options: True)
+    monkeypatch.setattr("beam_pipeline.dataset_run.needs_every_spectrogram", lambda options: True)
     expected = preprocess(source, tmp_path / "b", "--block_trials", "8")
     assert digests(found) == digests(expected)
 

@@ -124,6 +124,103 @@ def test_missing_column_lists_what_there_is(tmp_path, name):
 
 
 @pytest.mark.parametrize(
+    ("columns", "names", "expected"),
+    [
+        (
+            {"rec_id": "s", "Genotype": "s", "trial_number": 1, "lfp": [1.0]},
+            {},
+            "no columns 'session' and 'condition' and 'trial_num' and 'trace'; did you mean "
+            "--columns session=rec_id,condition=Genotype,trial_num=trial_number,trace=lfp? It has",
+        ),
+        (
+            {"session": "s", "condition": "s", "when": 1, "text": "s", "lfp": [1.0]},
+            {"trace": "lfb"},
+            "no columns 'trial_num' and 'lfb' for 'trace'; name them with --columns "
+            "trial_num=COLUMN,trace=lfp. It has: session (string)",
+        ),
+        (
+            {"session": "s", "group": "s", "trial_num": 1, "wave": [1.0], "Mouse ID": 1},
+            {"trace": "wave"},
+            "no column 'condition'; did you mean --columns trace=wave,condition=group,"
+            "subject=Mouse ID? It has",
+        ),
+        (
+            {"session": "s", "condition": "s", "trial_num": 1, "trace": "s", "mouse_id": 1},
+            {"subject": "animal"},
+            "no column 'animal' for 'subject'; did you mean --columns subject=mouse_id? It has",
+        ),
+        # Of another type than asked for, or taken.
+        (
+            {"session": "s", "condition": "s", "trial": "s", "lfp": 1.0, "genotype": "s"},
+            {},
+            "no columns 'trial_num' and 'trace'; name them with --columns "
+            "trial_num=COLUMN,trace=COLUMN. It has",
+        ),
+    ],
+)
+def test_all_missing_columns_are_named_with_those_that_may_be_meant(columns, names, expected):
+    schema = pa.table({name: [value] for name, value in columns.items()}).schema
+    with pytest.raises(SourceError) as caught:
+        match_columns(schema, names, "t.parquet")
+    assert str(caught.value).startswith(f"t.parquet: {expected}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_that_stands_twice_is_named():
+    schema = make_table().schema.append(pa.field("trace", pa.string()))
+    with pytest.raises(SourceError, match="t: column 'trace' for 'trace' stands there 2 times; it"):
+        match_columns(schema, {}, "t")
+
+
+def test_a_wide_table_is_not_listed_in_full():
+    schema = pa.schema([(f"x{i}", pa.float64()) for i in range(500)])
+    with pytest.raises(SourceError, match=r"x39 \(double\) and 460 more$"):
+        match_columns(schema, {}, "table")
+
+
+def test_all_columns_of_a_wrong_type_are_named():
+    schema = pa.schema([("session", pa.float64()), ("condition", pa.string())])
+    schema = schema.append(pa.field("trial_num", pa.string())).append(
+        pa.field("trace", pa.string())
+    )
+    with pytest.raises(SourceError) as caught:
+        match_columns(schema, {}, "table")
+    assert "'session' is double, expected string or integer; column 'trial_num'" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "is_animal"),
+    [
+        *(
+            (name, True)
+            for name in ("animal", "Animal_ID", "mouse", "mouse_id", "rat", "subject_id")
+        ),
+        *((name, True) for name in ("subjects", "MouseID", "subject name", "rat_no", "subj")),
+        *(
+            (name, False)
+            for name in ("rate", "strain", "notes", "mouse_line", "animal_weight", "id")
+        ),
+    ],
+)
+def test_a_column_that_names_the_animals_is_found(tmp_path, name, is_animal):
+    table = make_table().append_column(name, pa.array([1, 1, 1, 2, 2, 2]))
+    path = str(write(tmp_path / "a.parquet", table))
+    assert ParquetSource(path).animal_column == (name if is_animal else None)
+    assert ParquetSource(path, {"subject": name}).animal_column is None
+    assert ParquetSource(path, {"session": name}).animal_column is None
+
+
+def test_no_other_column_is_sought_where_there_is_a_subject(tmp_path):
+    table = make_table().append_column("mouse", pa.array([1] * 6))
+    write(tmp_path / "a.parquet", table.append_column("subject", pa.nulls(6)))
+    assert ParquetSource(str(tmp_path)).animal_column == "mouse"
+    write(tmp_path / "b.parquet", table.append_column("subject", pa.array(["m"] * 6)))
+    assert ParquetSource(str(tmp_path)).animal_column is None
+
+
+@pytest.mark.parametrize(
     ("name", "values", "expected"),
     [
         ("session", pa.array([1.5] * 6), "string or integer"),

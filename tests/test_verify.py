@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_pipeline import preprocess
+from beam_pipeline import dataset_run
 from beam_pipeline.blocks import block_key
 from beam_pipeline.errors import UsageError
 from beam_pipeline.launchers.local import LocalLauncher
@@ -59,7 +59,7 @@ def make_dataset(source: ParquetSource, output: Path, **options: Any) -> Path:
         block_trials=4,
         **options,
     )
-    preprocess.preprocess(source, chosen, output, LocalLauncher(["--direct_num_workers", "1"]))
+    dataset_run.make_dataset(source, chosen, output, LocalLauncher(["--direct_num_workers", "1"]))
     return output
 
 
@@ -223,15 +223,22 @@ def test_run_json_may_differ_or_be_absent(dataset):
     assert verify.verify(dataset).problems == []
 
 
-@pytest.mark.parametrize("kind", ["nothing", "empty folder", "file"])
-def test_what_is_no_dataset_is_said_in_one_line(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("nothing", r"is not there; pass the --output of preprocess"),
+        ("empty folder", r"has no dataset\.json: it is no dataset, or its run did not finish"),
+        ("file", r"is a file, and no dataset folder; pass the --output of preprocess"),
+    ],
+)
+def test_what_is_no_dataset_is_said_in_one_line(tmp_path, kind, said):
     path = tmp_path / "x"
     if kind == "empty folder":
         path.mkdir()
     elif kind == "file":
         path.touch()
 
-    with pytest.raises(ManifestError, match=r"^.*x has no dataset\.json: it is no dataset.*$"):
+    with pytest.raises(ManifestError, match=rf"^.*x {said}$"):
         run(path)
 
 

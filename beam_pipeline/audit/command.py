@@ -20,7 +20,7 @@ from beam_pipeline.audit.table_warnings import AuditWarning, Severity, table_war
 from beam_pipeline.audit.tally import AuditTally, Timing
 from beam_pipeline.audit.timing_warnings import timing_warnings
 from beam_pipeline.errors import UsageError
-from beam_pipeline.options import add_source_arguments, open_source
+from beam_pipeline.flags.table import add_source_arguments, find_source
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.storage.locations import locate
 from beam_pipeline.storage.places import AnyPath, write_atomically
@@ -58,7 +58,10 @@ def tally_table(source: TraceSource, sfreq: float | None, onset: float | None) -
 
 def audit_warnings(audit: TableAudit, source: TraceSource) -> list[AuditWarning]:
     """Return all warnings, the worst first."""
-    found = [*timing_warnings(audit, "sfreq" in source.columns), *table_warnings(audit)]
+    found = [
+        *timing_warnings(audit, "sfreq" in source.columns),
+        *table_warnings(audit, source.animal_column),
+    ]
     order = list(Severity)
     return sorted(found, key=lambda warning: order.index(warning.severity))
 
@@ -254,7 +257,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--onset is {args.onset:g}, but must be a finite time in seconds")
     output = locate(args.output)
     check_output(output)
-    source = open_source(args)
+    source = find_source(args)
     output.mkdir(parents=True, exist_ok=True)
     audit, warnings = audit_table(source, args.sfreq, args.onset)
     warnings = [*contradictions(audit, source, args.sfreq), *warnings]

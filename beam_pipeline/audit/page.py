@@ -132,7 +132,7 @@ def timing_facts(audit: TableAudit) -> list[tuple[str, str]]:
         ("Trace", _extent(timing.n_samples, rate)),
         ("Onset", "unknown" if onset is None else f"sample {onset:,}, {timing.onset:g} s"),
         ("Means are over", f"{audit.n_averaged:,} of {audit.accepted:,} usable traces"),
-        ("Sharp spectral peak", _line_fact(audit)),
+        (f"Sharp spectral peak{'' if onset is None else ' before the onset'}", _line_fact(audit)),
     ]
     if audit.evoked is not None:
         kind = "trough" if audit.evoked.value < 0 else "peak"
@@ -141,7 +141,8 @@ def timing_facts(audit: TableAudit) -> list[tuple[str, str]]:
             after = audit.evoked.sample - onset
             where += f", {after:,} samples or {1000 * after / rate:.4g} ms after the onset"
         doubt = "" if audit.evoked.is_clear else " (not clearly above noise)"
-        facts.append(("Largest evoked deflection", where + doubt))
+        doubt = ", the first of many" if audit.evoked.goes_on else doubt
+        facts.append(("Evoked response", where + doubt))
     return facts
 
 

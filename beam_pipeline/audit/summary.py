@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from beam_pipeline.audit.averages import HumSpectrum, average, hum_spectrum
 from beam_pipeline.audit.tally import AuditTally, SessionTally, Stimulus, Timing
 from beam_pipeline.audit.timing import (
     EvokedPeak,
@@ -135,7 +136,7 @@ class TableAudit:
     evoked : EvokedPeak or None
         The clearest of the mean over all sessions and those of the conditions, which may cancel.
     peaks : tuple of SpectralPeak
-        Sharp peaks of the mean spectrum of all sessions.
+        Sharp peaks of the spectrum in which mains hum is looked for; see `HumSpectrum`.
     line : LineNoise
     gain : tuple of GainContrast
         One for each pair of conditions.
@@ -169,11 +170,12 @@ def summarize(tally: AuditTally) -> TableAudit:
     # Equal counts must not leave the choice to the order of the rows.
     ordered = dict(sorted(timings.items(), key=lambda item: (-item[1], repr(item[0]))))
     timing = next(iter(ordered), None)
-    evoked = spectrum = np.empty(0)
+    evoked = np.empty(0)
     n_averaged = 0
     if timing is not None:
-        evoked, spectrum, n_averaged = _averages(tallies.values(), timing)
-    peaks = sharp_peaks(spectrum, timing.n_samples, n_averaged) if timing else []
+        evoked, _, n_averaged = average(tallies.values(), timing)
+    hum = hum_spectrum(tallies.values(), timing) if timing else HumSpectrum.none()
+    peaks = sharp_peaks(hum.power, hum.n_samples, hum.n_trials)
     conditions = _conditions(tallies, timing)
     return TableAudit(
         rows=tally.rows,
@@ -187,7 +189,7 @@ def summarize(tally: AuditTally) -> TableAudit:
         n_averaged=n_averaged,
         evoked=_clearest_peak([evoked, *(c.evoked for c in conditions)], timing),
         peaks=tuple(peaks),
-        line=line_noise(peaks, timing.n_samples if timing else 0, timing and timing.sfreq),
+        line=line_noise(peaks, hum.n_samples, timing and timing.sfreq),
         gain=tuple(_gain_contrasts(sessions)),
         rejects=_rejects(tally, tallies),
     )
@@ -220,29 +222,6 @@ def _session(name: str, tally: SessionTally) -> SessionAudit:
     )
 
 
-def _averages(
-    tallies: Iterable[SessionTally], timing: Timing
-) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Return mean evoked response, mean spectrum and number of traces; see `ConditionAudit`."""
-    evoked = np.zeros(timing.n_samples)
-    log_power = np.zeros(timing.n_samples // 2 + 1)
-    n_sessions = n_trials = 0
-    for tally in tallies:
-        sums = tally.sums.get(timing)
-        if sums is None:
-            continue
-        trace = sums.trace / sums.n_trials
-        if timing.onset_sample:
-            trace = trace - trace[: timing.onset_sample].mean()
-        evoked += trace / np.median(np.asarray(tally.level, np.float64))
-        log_power += np.log(np.maximum(sums.power / sums.n_trials, np.finfo(np.float64).tiny))
-        n_sessions += 1
-        n_trials += sums.n_trials
-    if n_sessions == 0:
-        return np.empty(0), np.empty(0), 0
-    return evoked / n_sessions, np.exp(log_power / n_sessions), n_trials
-
-
 def _clearest_peak(
     responses: Sequence[NDArray[np.float64]], timing: Timing | None
 ) -> EvokedPeak | None:
@@ -263,7 +242,7 @@ def _conditions(
     for condition, own in sorted(members.items()):
         evoked = spectrum = np.empty(0)
         if timing is not None:
-            evoked, spectrum, _ = _averages(own, timing)
+            evoked, spectrum, _ = average(own, timing)
         audits.append(
             ConditionAudit(
                 condition,

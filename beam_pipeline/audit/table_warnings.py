@@ -49,10 +49,17 @@ class AuditWarning:
     advice: str
 
 
-def table_warnings(audit: TableAudit) -> Iterator[AuditWarning]:
-    """Yield what is to be said of labels, amplitudes and rows."""
+def table_warnings(audit: TableAudit, animal_column: str | None = None) -> Iterator[AuditWarning]:
+    """Yield what is to be said of labels, amplitudes and rows.
+
+    Parameters
+    ----------
+    audit : TableAudit
+    animal_column : str or None
+        A column that seems to say which animal a row is from, where the table has no subject.
+    """
     yield from _labels(audit)
-    yield from _subjects(audit)
+    yield from _subjects(audit, animal_column)
     yield from _class_balance(audit)
     yield from _gain(audit)
     yield from _gain_shortcut(audit)
@@ -100,7 +107,7 @@ def _labels(audit: TableAudit) -> Iterator[AuditWarning]:
         )
 
 
-def _subjects(audit: TableAudit) -> Iterator[AuditWarning]:
+def _subjects(audit: TableAudit, animal_column: str | None) -> Iterator[AuditWarning]:
     if not audit.has_subjects:
         yield AuditWarning(
             "no_subjects",
@@ -109,7 +116,9 @@ def _subjects(audit: TableAudit) -> Iterator[AuditWarning]:
             "Without a subject column the splits are made by session. Sessions of one animal can "
             "then stand in train and test at once, and a model that knows the animal scores well "
             "without knowing anything about the condition.",
-            "Add a subject column (--columns subject=COLUMN).",
+            "Add a subject column (--columns subject=COLUMN)."
+            if animal_column is None
+            else f"Pass --columns subject={animal_column}, if that column names the animals.",
         )
         return
     conditions: dict[str, set[str]] = {}

@@ -53,22 +53,68 @@ class TraceSums:
     trace : float64 array of shape (n_samples,)
     power : float64 array of shape (n_samples // 2 + 1,)
         Power spectral density, unit**2 per Hz, or per cycle a sample where the rate is unknown.
+    baseline_power : float64 array of shape (onset_sample // 2 + 1,)
+        The same of the samples before the onset alone; of shape (1,) where the onset is unknown.
     """
 
     n_trials: int
     trace: NDArray[np.float64]
     power: NDArray[np.float64]
+    baseline_power: NDArray[np.float64]
 
     @classmethod
-    def zero(cls, n_samples: int) -> TraceSums:
+    def zero(cls, timing: Timing) -> TraceSums:
         """Return the neutral element of addition."""
-        return cls(0, np.zeros(n_samples), np.zeros(n_samples // 2 + 1))
+        n_samples, n_before = timing.n_samples, timing.onset_sample or 0
+        return cls(
+            0, np.zeros(n_samples), np.zeros(n_samples // 2 + 1), np.zeros(n_before // 2 + 1)
+        )
 
-    def add(self, traces: NDArray[np.float64], power: NDArray[np.float64]) -> None:
-        """Add traces (n, n_samples) and their spectra (n, n_samples // 2 + 1)."""
-        self.n_trials += len(traces)
-        self.trace += traces.sum(axis=0)
-        self.power += power.sum(axis=0)
+    def add(self, spectra: TraceSpectra, rows: Sequence[int]) -> None:
+        """Add some of the traces of a batch."""
+        self.n_trials += len(rows)
+        self.trace += spectra.traces[rows].sum(axis=0)
+        self.power += spectra.power[rows].sum(axis=0)
+        self.baseline_power += spectra.baseline_power[rows].sum(axis=0)
+
+    def induced_power(self, sfreq: float | None) -> NDArray[np.float64]:
+        """Return the mean power of the traces without their mean, which is the evoked response.
+
+        Parameters
+        ----------
+        sfreq : float or None
+            As it was for `power`.
+        """
+        evoked = self.n_trials * periodogram(self.trace / self.n_trials, sfreq)
+        # Of equal traces nothing is left but rounding, which may be below zero.
+        return np.maximum(self.power - evoked, 1e-12 * self.power) / max(self.n_trials - 1, 1)
+
+
+class TraceSpectra(NamedTuple):
+    """The traces of a batch and their spectra, one row a trace; shapes as in `TraceSums`."""
+
+    traces: NDArray[np.float64]
+    power: NDArray[np.float64]
+    baseline_power: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, traces: NDArray[np.float64], timing: Timing) -> TraceSpectra:
+        """Compute the spectra of traces of shape (n, n_samples)."""
+        n_before = timing.onset_sample or 0
+        before = (
+            periodogram(traces[:, :n_before], timing.sfreq)
+            if n_before > 1
+            else np.zeros((len(traces), n_before // 2 + 1))
+        )
+        return cls(traces, periodogram(traces, timing.sfreq), before)
+
+
+def periodogram(traces: NDArray[np.float64], sfreq: float | None) -> NDArray[np.float64]:
+    """Return Hann periodograms over the last axis; see `TraceSums` for the unit."""
+    _, power = signal.periodogram(
+        traces, sfreq or 1.0, window="hann", detrend="constant", scaling="density"
+    )
+    return np.asarray(power)
 
 
 def _integers() -> array[int]:
@@ -130,8 +176,7 @@ class SessionTally:
         timing: Timing,
         trials: TrialBatch,
         rows: Sequence[int],
-        traces: NDArray[np.float64],
-        power: NDArray[np.float64],
+        spectra: TraceSpectra,
     ) -> None:
         """Add the accepted rows `rows` of a batch, which belong to this session."""
         self.timings[timing] += len(rows)
@@ -145,9 +190,9 @@ class SessionTally:
             self.digest.append(int(trials.digest[row, :8].view(np.int64)[0]))
             self.level.append(float(trials.level[row]))
         if timing not in self.sums and len(self.sums) < MAX_TIMINGS:
-            self.sums[timing] = TraceSums.zero(timing.n_samples)
+            self.sums[timing] = TraceSums.zero(timing)
         if timing in self.sums:
-            self.sums[timing].add(traces[rows], power[rows])
+            self.sums[timing].add(spectra, rows)
 
 
 @dataclass
@@ -255,10 +300,9 @@ class AuditTally:
         traces = trials.segments.astype(np.float64)
         traces -= traces.mean(axis=1, keepdims=True)
         with np.errstate(over="ignore", invalid="ignore"):
-            _, power = signal.periodogram(
-                traces, timing.sfreq or 1.0, window="hann", detrend="constant", scaling="density"
-            )
-        usable = (trials.level > 0) & np.isfinite(trials.level) & np.isfinite(power).all(axis=1)
+            spectra = TraceSpectra.of(traces, timing)
+        usable = (trials.level > 0) & np.isfinite(trials.level)
+        usable &= np.isfinite(spectra.power).all(axis=1)
         rows_of: dict[str, list[int]] = defaultdict(list)
         for row, session in enumerate(trials.session):
             if not usable[row]:
@@ -268,7 +312,7 @@ class AuditTally:
             stimulus = trials.frequency[row], trials.amplitude[row]
             self.stimuli[Stimulus(*(None if np.isnan(v) else float(v) for v in stimulus))] += 1
         for session, rows in rows_of.items():
-            self.sessions[session].add_trials(timing, trials, rows, traces, power)
+            self.sessions[session].add_trials(timing, trials, rows, spectra)
 
 
 def _texts(batch: pa.RecordBatch, name: str) -> list[str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -15,18 +15,24 @@ MAINS = (50.0, 60.0)
 FACTORS = (0.1, 0.2, 0.5, 2.0, 5.0, 10.0)
 #: Rates that amplifiers offer, those of Tucker-Davis systems (24414.0625 Hz and parts) included.
 USUAL_RATES = (
-    *(100.0, 128.0, 200.0, 250.0, 256.0, 400.0, 500.0, 512.0, 1000.0, 1017.2526, 1024.0, 1250.0),
+    *(200.0, 250.0, 256.0, 400.0, 500.0, 512.0, 1000.0, 1017.2526, 1024.0, 1250.0),
     *(2000.0, 2034.5052, 2048.0, 2500.0, 4000.0, 5000.0, 8000.0, 10000.0, 12207.03125, 16000.0),
     *(20000.0, 24414.0625, 25000.0, 30000.0, 32000.0, 40000.0, 50000.0),
 )
+#: No LFP is recorded outside: nothing else is proposed.
+LOWEST_RATE, HIGHEST_RATE = USUAL_RATES[0], USUAL_RATES[-1]
 MAX_HARMONIC = 9
 #: Mains frequency strays by up to 0.3 %; the peak is located to a third of a bin.
 MAINS_TOLERANCE = 0.003
 BIN_TOLERANCE = 0.35
+#: A rate that is no clean multiple of the assumed one is proposed only by a peak that is located
+#: as well as this: some usual rate is near any peak of a short baseline.
+USUAL_RATE_TOLERANCE = 0.015
 #: Where the first trough of auditory cortex is expected, seconds after the tone.
 EXPECTED_LATENCY = (0.015, 0.060)
 #: Deflections of the mean response below this many robust standard deviations are taken as noise.
 MIN_EVOKED_SCORE = 6.0
+MANY_DEFLECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -99,22 +105,26 @@ class LineNoise:
 
 @dataclass(frozen=True)
 class EvokedPeak:
-    """Largest deflection of the mean response.
+    """First large deflection of the mean response.
 
     Attributes
     ----------
     sample : int
-        From the start of the trace.
+        Where it is largest, from the start of the trace.
     value : float
         In standard deviations of a single trace.
     score : float
         In robust standard deviations of the mean response before the onset (of the whole mean
         response where the onset is unknown).
+    goes_on : bool
+        `MANY_DEFLECTIONS` as large follow each other, as in a response to a train of stimuli:
+        which of them the latency belongs to, nobody can tell.
     """
 
     sample: int
     value: float
     score: float
+    goes_on: bool = False
 
     @property
     def is_clear(self) -> bool:
@@ -130,7 +140,7 @@ def sharp_peaks(power: NDArray[np.float64], n_samples: int, n_trials: int) -> li
     power : float64 array of shape (n_samples // 2 + 1,)
         Mean Hann periodogram.
     n_samples : int
-        Samples of the traces.
+        Samples behind each periodogram.
     n_trials : int
         Traces behind the mean: fewer traces leave more noise, and need higher peaks.
 
@@ -160,24 +170,24 @@ def line_noise(peaks: Sequence[SpectralPeak], n_samples: int, sfreq: float | Non
     """Judge a sampling rate by where the sharp peaks lie.
 
     A rate explains a peak that it puts at 50 or 60 Hz or at a harmonic of it, provided that it
-    puts one at the fundamental as well: every rate has some harmonic near some peak. Rates that
-    explain less than half of the strongest peak's prominence (in dB) are left out, and the assumed
-    rate is believed unless another one explains more than twice as much.
+    puts one at the fundamental as well: every rate has some harmonic near some peak. Proposed are
+    multiples (`FACTORS`) of the assumed rate and `USUAL_RATES`. Rates that explain less than half
+    of the strongest peak's prominence (in dB) are left out, and the assumed rate is believed unless
+    another one explains more than twice as much.
 
     Parameters
     ----------
     peaks : sequence of SpectralPeak
         The most prominent first.
     n_samples : int
-        Samples of the traces.
+        Samples behind the spectrum.
     sfreq : float or None
         Assumed rate, Hz.
     """
     if not peaks:
         return LineNoise(RateVerdict.NO_PEAK, None, None, ())
     strongest = peaks[0]
-    rates = _candidate_rates(sfreq)
-    fits = _best_fits(peaks, n_samples, rates)
+    fits = _best_fits(peaks, n_samples, sfreq)
     if sfreq is None:
         return LineNoise(RateVerdict.RATE_UNKNOWN, _explained(fits) or strongest, None, fits)
     own = max((_fit(peaks, n_samples, sfreq, mains) for mains in MAINS), key=lambda f: f.score)
@@ -202,14 +212,27 @@ def _candidate_rates(sfreq: float | None) -> list[float]:
         known = [*rates, sfreq] if sfreq is not None else rates
         if all(abs(rate - other) > MAINS_TOLERANCE * rate for other in known):
             rates.append(rate)
-    return rates
+    return [rate for rate in rates if LOWEST_RATE <= rate <= HIGHEST_RATE]
+
+
+def is_plausible(sfreq: float, assumed: float) -> bool:
+    """Tell whether a rate may be proposed in the place of the assumed one."""
+    return any(abs(sfreq - rate) <= MAINS_TOLERANCE * rate for rate in _candidate_rates(assumed))
 
 
 def _best_fits(
-    peaks: Sequence[SpectralPeak], n_samples: int, rates: Iterable[float]
+    peaks: Sequence[SpectralPeak], n_samples: int, sfreq: float | None
 ) -> tuple[RateFit, ...]:
-    fits = [_fit(peaks, n_samples, rate, mains) for rate in rates for mains in MAINS]
-    least = max(0.5 * peaks[0].prominence_db, 0.9 * max(fit.score for fit in fits))
+    clean = set() if sfreq is None else {sfreq * factor for factor in FACTORS}
+    fits = [
+        fit
+        for rate in _candidate_rates(sfreq)
+        for mains in MAINS
+        for fit in [_fit(peaks, n_samples, rate, mains)]
+        if rate in clean or BIN_TOLERANCE * rate / n_samples <= USUAL_RATE_TOLERANCE * mains
+    ]
+    best = max((fit.score for fit in fits), default=0.0)
+    least = max(0.5 * peaks[0].prominence_db, 0.9 * best)
     # The sort is stable: equal scores keep the order of the candidates.
     good = [fit for fit in fits if fit.score >= least]
     return tuple(sorted(good, key=lambda fit: -round(fit.score, 6)))
@@ -233,7 +256,11 @@ def _is_at(frequency: float, expected: float, resolution: float) -> bool:
 
 
 def evoked_peak(evoked: NDArray[np.float64], onset_sample: int | None) -> EvokedPeak:
-    """Find the largest deflection of a mean response, anywhere in the trace.
+    """Find the first large deflection of a mean response.
+
+    Large is half of the largest, if that is clear. A response that goes on, as to a train of
+    stimuli, may be largest anywhere. What comes before the onset is taken only where nothing large
+    comes after it.
 
     Parameters
     ----------
@@ -244,9 +271,32 @@ def evoked_peak(evoked: NDArray[np.float64], onset_sample: int | None) -> Evoked
     quiet = evoked if onset_sample is None or onset_sample < 10 else evoked[:onset_sample]
     centre = float(np.median(quiet))
     spread = MAD_TO_STD * float(np.median(np.abs(quiet - centre)))
-    sample = int(np.argmax(np.abs(evoked - centre)))
-    value = float(evoked[sample] - centre)
-    return EvokedPeak(sample, value, abs(value) / spread if spread > 0 else 0.0)
+    values = evoked - centre
+    sample = int(np.argmax(np.abs(values)))
+    largest, clear = abs(float(values[sample])), MIN_EVOKED_SCORE * spread
+    found = []
+    if largest >= clear > 0:
+        level = max(largest / 2, clear)
+        found = _deflections(values, level, onset_sample or 0) or _deflections(values, level, 0)
+        first, stop = found[0]
+        sample = first + int(np.argmax(np.abs(values[first:stop])))
+    value = float(values[sample])
+    score = abs(value) / spread if spread > 0 else 0.0
+    return EvokedPeak(sample, value, score, len(found) >= MANY_DEFLECTIONS)
+
+
+def _deflections(values: NDArray[np.float64], level: float, start: int) -> list[tuple[int, int]]:
+    """Return where the first deflections of at least `level` begin and end.
+
+    They end where less than half of it is left: noise crosses a level more than once.
+    """
+    size, found = np.abs(values), list[tuple[int, int]]()
+    while len(found) < MANY_DEFLECTIONS and np.any(size[start:] >= level):
+        first = start + int(np.argmax(size[start:] >= level))
+        ended = (size[first:] < level / 2) | (values[first:] * values[first] < 0)
+        start = first + (int(np.argmax(ended)) or len(ended))
+        found.append((first, start))
+    return found
 
 
 def rates_for_latency(n_samples: int) -> tuple[float, float]:

@@ -10,8 +10,10 @@ from beam_pipeline.audit.timing import (
     EXPECTED_LATENCY,
     FACTORS,
     MAINS,
+    LineNoise,
     RateFit,
     RateVerdict,
+    is_plausible,
     rates_for_latency,
 )
 
@@ -39,36 +41,23 @@ def _sampling_rate(audit: TableAudit, in_table: bool) -> Iterator[AuditWarning]:
     if line.peak is None or line.verdict == RateVerdict.FITS:
         return
     frequency = line.peak.cycles_per_sample * timing.sfreq
-    seen = (
-        f"At the assumed {timing.sfreq:,.9g} Hz, a sharp peak of the mean spectrum lies at "
-        f"{frequency:.4g} Hz"
-    )
+    where = "before the onset" if timing.onset_sample is not None else "of the mean spectrum"
+    seen = f"At the assumed {timing.sfreq:,.9g} Hz, a sharp peak {where} lies at {frequency:.4g} Hz"
     if line.verdict == RateVerdict.OTHER_RATE:
-        contradicted = _latency_fits(audit, timing.sfreq)
         yield AuditWarning(
             "sampling_rate",
-            Severity.WARNING if contradicted else Severity.PROBLEM,
-            f"The sampling rate is {'perhaps' if contradicted else 'probably'} "
-            f"{_rates(line.fits)}, not {timing.sfreq:,.9g} Hz",
+            Severity.WARNING,
+            f"The sampling rate may be {_rates(line.fits)}, not {timing.sfreq:,.9g} Hz",
             f"{seen}. Mains hum is at 50 or 60 Hz: {_explain_fits(line.fits, timing.sfreq)}."
             + (
                 " But the latency of the evoked response fits the assumed rate."
-                if contradicted
+                if _latency_fits(audit, timing.sfreq)
                 else _latency_agrees(audit, line.fits)
             ),
             _rate_advice(audit, line.fits[0].sfreq, in_table),
         )
     elif line.verdict == RateVerdict.HARMONIC_ONLY:
-        harmonic = round(frequency / (line.mains or MAINS[0]))
-        yield AuditWarning(
-            "line_harmonic_only",
-            Severity.WARNING,
-            f"The sampling rate may be {timing.sfreq / harmonic:,.9g} Hz",
-            f"{seen}, {harmonic} times {line.mains:g} Hz, and nothing at {line.mains:g} Hz itself. "
-            "A notch filter does that, and so does a true rate of "
-            f"{timing.sfreq / harmonic:,.9g} Hz.",
-            "Check whether the recordings were notch-filtered, or what rate the amplifier had.",
-        )
+        yield _harmonic_only(line, timing.sfreq, frequency, seen)
     elif line.verdict == RateVerdict.UNEXPLAINED:
         hum = " or ".join(f"{mains / line.peak.cycles_per_sample:,.5g} Hz" for mains in MAINS)
         yield AuditWarning(
@@ -79,6 +68,24 @@ def _sampling_rate(audit: TableAudit, in_table: bool) -> Iterator[AuditWarning]:
             f"it there. If it is mains hum all the same, the true rate is {hum}.",
             "Look for a source of interference, or check the amplifier's rate.",
         )
+
+
+def _harmonic_only(line: LineNoise, sfreq: float, frequency: float, seen: str) -> AuditWarning:
+    mains = line.mains or MAINS[0]
+    harmonic = round(frequency / mains)
+    rate = sfreq / harmonic
+    possible = is_plausible(rate, sfreq)
+    other = f", and so does a true rate of {rate:,.9g} Hz" if possible else ""
+    return AuditWarning(
+        "line_harmonic_only",
+        Severity.WARNING if possible else Severity.NOTE,
+        f"The sampling rate may be {rate:,.9g} Hz"
+        if possible
+        else f"Mains hum is seen at {harmonic} times {mains:g} Hz alone",
+        f"{seen}, {harmonic} times {mains:g} Hz, and nothing at {mains:g} Hz itself. "
+        f"A notch filter does that{other}.",
+        "Check whether the recordings were notch-filtered, or what rate the amplifier had.",
+    )
 
 
 def _unknown_rate(audit: TableAudit) -> AuditWarning:
@@ -148,8 +155,10 @@ def _samples_after_onset(audit: TableAudit) -> int | None:
 
 def _latency_fits(audit: TableAudit, sfreq: float) -> bool:
     samples = _samples_after_onset(audit)
+    if samples is None or audit.evoked is None or audit.evoked.goes_on:
+        return False
     early, late = EXPECTED_LATENCY
-    return samples is not None and early <= samples / sfreq <= late
+    return early <= samples / sfreq <= late
 
 
 def _onset(audit: TableAudit) -> Iterator[AuditWarning]:
@@ -174,13 +183,15 @@ def _onset(audit: TableAudit) -> Iterator[AuditWarning]:
     elif samples < 0:
         yield AuditWarning(
             "onset",
-            Severity.PROBLEM,
-            "The largest response comes before the onset",
-            f"The mean response is largest at sample {evoked.sample:,}, {-samples:,} samples "
-            f"({-1000 * samples / sfreq:.4g} ms) before the onset at sample {onset:,}.",
-            "Check --onset: it is in seconds from the start of the trace.",
+            Severity.WARNING,
+            "The onset may be wrong: the response comes before it",
+            f"The mean response peaks at sample {evoked.sample:,}, {-samples:,} samples "
+            f"({-1000 * samples / sfreq:.4g} ms) before the onset at sample {onset:,}, and nothing "
+            "as large comes after it.",
+            "Check --onset: it is in seconds from the start of the trace. Nothing to do if another "
+            "stimulus comes there.",
         )
-    elif not _latency_fits(audit, sfreq):
+    elif not evoked.goes_on and not _latency_fits(audit, sfreq):
         yield _unusual_latency(audit, samples, sfreq)
 
 
@@ -198,7 +209,7 @@ def _unknown_onset(audit: TableAudit) -> AuditWarning:
         text = "The onset is given in seconds, which needs a sampling rate to be placed."
     if evoked.is_clear:
         text += (
-            f" The mean trace is largest at sample {evoked.sample:,} of {timing.n_samples:,}; "
+            f" The mean trace peaks at sample {evoked.sample:,} of {timing.n_samples:,}; "
             "a tone would have come shortly before."
         )
     return AuditWarning(
@@ -218,7 +229,7 @@ def _unusual_latency(audit: TableAudit, samples: int, sfreq: float) -> AuditWarn
         f"{rate:,.9g}" for rate in (1e3, 2e3, 5e3, 1e4, 2e4, 2.5e4, 3e4) if low <= rate <= high
     ]
     text = (
-        f"The mean response is largest {samples:,} samples after the onset, "
+        f"The mean response first peaks {samples:,} samples after the onset, "
         f"{1000 * samples / sfreq:.4g} ms at {sfreq:,.9g} Hz. In auditory cortex {early} to "
         f"{late} ms are expected"
     )

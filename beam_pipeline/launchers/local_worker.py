@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
-from beam_pipeline.heap import share_heap
+from beam_pipeline.heap import loading_modules, share_heap
 
 
 @cache
@@ -60,9 +60,10 @@ def start_worker(environment: dict[str, str], log: Path) -> None:
 
 def _fork_on_request() -> None:
     share_heap()
-    from apache_beam.runners.worker import sdk_worker_main
+    with loading_modules():
+        from apache_beam.runners.worker import sdk_worker_main
 
-    from beam_pipeline import transforms  # noqa: F401 (loaded before it is asked for)
+        from beam_pipeline import transforms  # noqa: F401 (loaded before it is asked for)
 
     # The system buries the workers; Ctrl-C is the launcher's to handle.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -38,6 +38,9 @@ from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.splits import SPLITS
 from beam_pipeline.storage.places import AnyPath, file_sizes
 
+#: Differing options that a message names.
+SHOWN_CHANGES = 4
+
 
 class IncompleteDatasetError(RuntimeError):
     """What was written does not add up to what was read."""
@@ -156,7 +159,8 @@ def _changed_options(manifest: Manifest, options: DatasetOptions) -> str:
         for name, value in new.items()
         if name != "splits" and manifest.options.get(name) != value
     ]
-    return f" ({'; '.join(changed)})" if changed else ""
+    more = f" and {len(changed) - SHOWN_CHANGES:,} more" if len(changed) > SHOWN_CHANGES else ""
+    return f" ({'; '.join(changed[:SHOWN_CHANGES])}{more})" if changed else ""
 
 
 def describe(

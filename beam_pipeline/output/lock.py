@@ -117,7 +117,9 @@ class Lease(OutputLock):
         if generation:
             generation = self._await_death(generation)
         if not self._write(generation):
-            raise LockedError(f"another run has just begun to write to {self._what}")
+            raise LockedError(
+                f"another run has just begun to write to {self._what}; wait for its end"
+            )
         self._thread.start()
 
     def check(self) -> None:
@@ -165,12 +167,10 @@ class Lease(OutputLock):
             The generation to replace where there is none: the same, or 0 if the lock was given up.
         """
         holder = self._read()
-        other = ", ".join(
-            f"{name} {holder.get(name, '?')}" for name in ("host", "process", "since")
-        )
+        other = f"process {holder.get('process', '?')} on {holder.get('host', '?')}"
         print(
             f"Waiting up to {PATIENCE_SECONDS:.0f} s to see if another run is writing to "
-            f"{self._what} ({other})",
+            f"{self._what} ({other}, since {holder.get('since', '?')})",
             file=sys.stderr,
         )
         end = time.monotonic() + PATIENCE_SECONDS

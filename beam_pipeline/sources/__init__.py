@@ -7,12 +7,15 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from beam_pipeline.sources.near_names import animal_column, nearest_column
 from beam_pipeline.traces import is_trace_type
 
 REQUIRED_COLUMNS = ("session", "condition", "trial_num", "trace")
 OPTIONAL_COLUMNS = ("subject", "sfreq", "onset", "frequency", "amplitude")
 COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
 TEXT_COLUMNS = {"session", "subject", "condition"}
+#: Columns of a table that a message lists.
+SHOWN_COLUMNS = 40
 
 
 class SourceError(ValueError):
@@ -27,6 +30,8 @@ class TraceSource(Protocol):
     n_rows: int
     #: Names of the contract's columns that the table has.
     columns: tuple[str, ...]
+    #: Column that by its name says which animal a row is from, where the table has no `subject`.
+    animal_column: str | None
     #: float32 where that holds every sample of the table without rounding, else float64.
     sample_dtype: str
     #: Mean size of a row in memory, in bytes, to decide how many are read at once.
@@ -110,30 +115,88 @@ def match_columns(schema: pa.Schema, names: Mapping[str, str], where: str) -> di
     Raises
     ------
     SourceError
-        If a required or named column is missing, or has a wrong type.
+        If required or named columns are missing, stand there twice, or have a wrong type; it names
+        all of them.
     """
-    available = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    wanted = {name: names.get(name, name) for name in COLUMNS}
+    missing = [
+        name
+        for name, column in wanted.items()
+        if column not in schema.names and (name in REQUIRED_COLUMNS or name in names)
+    ]
+    if missing:
+        raise SourceError(f"{where}: {_say_missing(missing, schema, names)}")
     matched: dict[str, str] = {}
-    for name in COLUMNS:
-        column = names.get(name, name)
-        if column not in schema.names:
-            if name in REQUIRED_COLUMNS or name in names:
-                raise SourceError(
-                    f"{where}: no column '{column}' for '{name}'; it has: {available}. "
-                    f"Name it with --columns {name}=COLUMN"
-                )
+    wrong = []
+    for name, column in wanted.items():
+        times = schema.names.count(column)
+        if times != 1:
+            if times:
+                wrong.append(f"column '{column}' for '{name}' stands there {times} times")
             continue
         fits, expected = COLUMN_TYPES[name]
         found = schema.field(column).type
         if name in OPTIONAL_COLUMNS and pa.types.is_null(found):
             continue
         if not fits(found):
-            raise SourceError(
-                f"{where}: column '{column}' for '{name}' is {found}, expected {expected}; "
-                f"it has: {available}"
-            )
+            wrong.append(f"column '{column}' for '{name}' is {found}, expected {expected}")
         matched[name] = column
+    if wrong:
+        raise SourceError(f"{where}: {'; '.join(wrong)}; it has: {_listed(schema)}")
     return matched
+
+
+def _say_missing(missing: Sequence[str], schema: pa.Schema, names: Mapping[str, str]) -> str:
+    """Return what to do about missing columns, with those of the table that may be meant."""
+    said = []
+    # The flag is given once: what it says already stays.
+    entries = [f"{name}={column}" for name, column in names.items() if name not in missing]
+    n_guessed = 0
+    for name in missing:
+        column = names.get(name, name)
+        said.append(f"'{column}'" if column == name else f"'{column}' for '{name}'")
+        free = _free_columns(schema, names, name)
+        guess = nearest_column(column, free) or nearest_column(name, free)
+        n_guessed += guess is not None
+        entries.append(f"{name}={guess or 'COLUMN'}")
+    if "subject" not in {*schema.names, *names}:
+        animal = animal_column(_free_columns(schema, names, "subject"))
+        entries += [] if animal is None else [f"subject={animal}"]
+    many = "s" if len(missing) > 1 else ""
+    flag = f"--columns {','.join(entries)}"
+    advice = (
+        f"did you mean {flag}?"
+        if n_guessed == len(missing)
+        else f"name {'them' if many else 'it'} with {flag}."
+    )
+    return f"no column{many} {' and '.join(said)}; {advice} It has: {_listed(schema)}"
+
+
+def _free_columns(schema: pa.Schema, names: Mapping[str, str], name: str) -> list[str]:
+    """Return the columns whose type fits a name of the contract and that have none yet."""
+    taken = {names.get(other, other) for other in COLUMNS if other != name}
+    fits, _ = COLUMN_TYPES[name]
+    return [field.name for field in schema if fits(field.type) and field.name not in taken]
+
+
+def _listed(schema: pa.Schema) -> str:
+    shown = [f"{field.name} ({field.type})" for field in list(schema)[:SHOWN_COLUMNS]]
+    more = len(schema) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")
+
+
+def find_animal_column(schema: pa.Schema, matched: Mapping[str, str]) -> str | None:
+    """Return the column that by its name says which animal a row is from.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+    matched : mapping
+        From `match_columns`; with a `subject`, there is nothing to find.
+    """
+    if "subject" in matched:
+        return None
+    return animal_column(_free_columns(schema, matched, "subject"))
 
 
 def null_columns(schema: pa.Schema, names: Mapping[str, str]) -> frozenset[str]:

@@ -17,7 +17,12 @@ from google.cloud.bigquery_storage_v1.types import DataFormat, ReadSession
 
 from beam_pipeline.counters import count
 from beam_pipeline.errors import UsageError
-from beam_pipeline.sources import TEXT_COLUMNS, SourceError, match_columns
+from beam_pipeline.sources import (
+    TEXT_COLUMNS,
+    SourceError,
+    find_animal_column,
+    match_columns,
+)
 from beam_pipeline.sources.bigquery_errors import clear_errors, said
 from beam_pipeline.sources.bigquery_streams import (
     create_session,
@@ -114,6 +119,7 @@ class BigQuerySource:
             schema = _schema(self._session((), 1))
             self._column_of = match_columns(schema, names or {}, self.uri)
             self.columns = tuple(self._column_of)
+            self.animal_column = find_animal_column(schema, self._column_of)
             exact = fits_float32(schema.field(self._column_of["trace"]).type)
             self.sample_dtype = "float32" if exact else "float64"
             self.n_rows = self._count_rows()

@@ -13,6 +13,7 @@ from beam_pipeline.sources import (
     COLUMNS,
     TEXT_COLUMNS,
     SourceError,
+    find_animal_column,
     match_columns,
     null_columns,
 )
@@ -38,6 +39,7 @@ class _File:
     file: TableFile
     columns: dict[str, str]
     null_columns: frozenset[str]
+    animal_column: str | None
     fits_float32: bool
     row_group_rows: tuple[int, ...]
     n_bytes: int
@@ -75,6 +77,7 @@ class ParquetSource:
         else:
             self._files = in_parallel(lambda file: _inspect(file, names or {}), files)
         self.columns = _common_columns(self._files)
+        self.animal_column = None if "subject" in self.columns else self._files[0].animal_column
         self.n_rows = sum(sum(file.row_group_rows) for file in self._files)
         exact = all(file.fits_float32 for file in self._files)
         self.sample_dtype = "float32" if exact else "float64"
@@ -185,6 +188,7 @@ def _inspect(file: TableFile, names: Mapping[str, str]) -> _File:
         file,
         columns,
         null_columns(schema, names),
+        find_animal_column(schema, columns),
         fits_float32(schema.field(columns["trace"]).type),
         tuple(row_group.num_rows for row_group in row_groups),
         sum(row_group.total_byte_size for row_group in row_groups),

@@ -109,6 +109,9 @@ def verify(
         If the folder is no dataset. A manifest that was edited is a problem, no exception.
     """
     if not (folder / MANIFEST).is_file():
+        if not folder.is_dir():
+            what = "is a file, and no dataset folder" if folder.is_file() else "is not there"
+            raise ManifestError(f"{folder} {what}; pass the --output of preprocess")
         raise ManifestError(
             f"{folder} has no {MANIFEST}: it is no dataset, or its run did not finish"
         )
