@@ -229,3 +229,17 @@ def test_everything_that_differs_is_said_in_one_line():
         check_same_run(checkpoint_of(Config()), config, IDENTITY, "out/run")
 
     assert "\n" not in str(caught.value)
+
+
+def test_of_many_differences_the_first_are_said():
+    config = Config(
+        optim=OptimConfig(lr=1e-3, weight_decay=0.5), train=TrainConfig(seed=1, batch_size=7)
+    )
+    identity = {"dataset": "b" * 64, "processes": 2}
+
+    with pytest.raises(TrainerError) as caught:
+        check_same_run(checkpoint_of(Config()), config, {**IDENTITY, **identity}, "out/run")
+
+    message = str(caught.value)
+    assert "dataset was abc and is bbbbbbbbbbbb;" in message
+    assert "; and 2 more. Give a new --output" in message

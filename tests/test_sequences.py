@@ -37,27 +37,32 @@ trial_numbers = st.sets(st.integers(0, 30), min_size=1, max_size=20).map(sorted)
     st.integers(0, 3),
 )
 @settings(derandomize=True, max_examples=300)
-def test_sequences_are_those_found_by_trying_every_start(sessions, n_trials, stride, max_gap):
+def test_sequences_are_those_found_by_cutting_each_run_of_trials(
+    sessions, n_trials, stride, max_gap
+):
     trials = make_trials(sessions)
-    expected, gapped, used = [], 0, set()
+    expected = []
     short = tail = gap = 0
     for session, numbers in enumerate(sessions):
-        windows = [
-            numbers[start : start + n_trials]
-            for start in range(0, len(numbers), stride)
-            if start + n_trials <= len(numbers)
-        ]
-        whole = [w for w in windows if all(b - a <= 1 + max_gap for a, b in pairwise(w))]
-        expected += [[(session, number) for number in window] for window in whole]
-        gapped += len(windows) - len(whole)
-        in_windows = {number for window in windows for number in window}
-        in_whole = {number for window in whole for number in window}
-        used |= {(session, number) for number in in_whole}
-        if len(numbers) < n_trials:
-            short += len(numbers)
-        else:
-            tail += len(set(numbers) - in_windows)
-            gap += len(in_windows - in_whole)
+        runs = [[numbers[0]]]
+        for before, number in pairwise(numbers):
+            if number - before > 1 + max_gap:
+                runs.append([])
+            runs[-1].append(number)
+        for run in runs:
+            windows = [
+                run[start : start + n_trials]
+                for start in range(0, len(run), stride)
+                if start + n_trials <= len(run)
+            ]
+            expected += [[(session, number) for number in window] for window in windows]
+            left = len(set(run) - {number for window in windows for number in window})
+            if len(numbers) < n_trials:
+                short += left
+            elif windows:
+                tail += left
+            else:
+                gap += left
 
     found = build_sequences(trials, n_trials, stride, max_gap)
 
@@ -65,24 +70,28 @@ def test_sequences_are_those_found_by_trying_every_start(sessions, n_trials, str
     assert [[keys[row] for row in rows] for rows in found.rows] == expected
     assert found.session.tolist() == [window[0][0] for window in expected]
     assert found.dropped == {
-        "windows_gap": gapped,
-        "trials_gap": gap,
         "trials_short_session": short,
+        "trials_gap": gap,
         "trials_tail": tail,
     }
+    used = {number for window in expected for number in window}
     assert len(used) + gap + short + tail == len(trials)
     assert found.rows.shape == (len(found), n_trials)
 
 
+def test_windows_start_anew_after_a_gap():
+    """A bad trial costs a session of 13 the sequences that would hold it, and no other."""
+    numbers = [n for n in range(13) if n != 4]
+    found = build_sequences(make_trials([numbers]), 8, 4, 0)
+    assert [[numbers[row] for row in rows] for rows in found.rows] == [list(range(5, 13))]
+    assert found.dropped["trials_gap"] == 4
+
+
 def test_a_small_example_of_what_is_dropped():
-    found = build_sequences(make_trials([[1, 2, 3, 5, 6, 7, 8], [4, 5], [0, 1, 2, 3]]), 3, 2, 0)
-    assert found.rows.tolist() == [[0, 1, 2], [4, 5, 6], [9, 10, 11]]
-    assert found.dropped == {
-        "windows_gap": 1,
-        "trials_gap": 1,
-        "trials_short_session": 2,
-        "trials_tail": 1,
-    }
+    sessions = [[1, 2, 3, 5, 6, 7, 8, 9, 10, 12], [4, 5], [0, 1, 2, 3]]
+    found = build_sequences(make_trials(sessions), 3, 2, 0)
+    assert found.rows.tolist() == [[0, 1, 2], [3, 4, 5], [5, 6, 7], [12, 13, 14]]
+    assert found.dropped == {"trials_short_session": 2, "trials_gap": 1, "trials_tail": 2}
 
 
 # --- Order and division ---------------------------------------------------------------------------

@@ -212,7 +212,14 @@ def test_the_plan(dataset: Path, store: Any) -> None:
     assert plan.shards == 3
     assert len(plan.shards_per_rank) == 2
     assert max(plan.shards_per_rank) <= 3
-    assert plan.dropped["windows_gap"] > 0
+    used = len(np.unique(loader.sequences.rows))
+    assert 0 < sum(plan.dropped.values()) == len(expected) - used
+    assert set(plan.dropped) == {"trials_short_session", "trials_gap", "trials_tail"}
+    held = set(loader.trials.session[loader.sequences.rows].ravel().tolist())
+    assert sum(plan.sessions_per_class.values()) == len(held)
+    assert {one.session for one in plan.lost} == {
+        name for index, name in enumerate(loader.trials.sessions) if index not in held
+    }
 
 
 def test_open_loaders_gives_train_and_val_behind_the_gate(dataset: Path, tmp_path: Path) -> None:
@@ -293,6 +300,20 @@ def test_a_class_whose_sessions_all_have_gaps(tmp_path: Path) -> None:
     path = datasets.write_dataset(tmp_path, {"train": [recording("a", "WT", 12), holes]})
     with pytest.raises(DatasetError, match=r"of class FMR1.*: raise --sequence.max_gap or lower"):
         loader_of(path, "memory")
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_class_that_loses_all_its_sequences_in_another_split(tmp_path: Path, split: str) -> None:
+    classes = {"WT": 12, "FMR1": 12}
+    splits = {
+        name: [recording(f"{name}{c}", c, n) for c, n in classes.items()]
+        for name in ("train", "val", "test")
+    }
+    splits[split] = [recording("a", "WT", 12), recording("b", "FMR1", 5)]
+    folder = open_dataset(datasets.write_dataset(tmp_path, splits))
+    with pytest.raises(DatasetError, match=f"{split} has no sequence of 6 .* class FMR1") as error:
+        open_loaders(folder, SEQUENCE, LoaderConfig(), batch_size=2, device=CPU, seed=0)
+    assert "would be missing from every metric: lower --sequence.n_trials" in str(error.value)
 
 
 @pytest.mark.parametrize("store", ["device", "memory", "stream"])

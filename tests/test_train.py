@@ -62,11 +62,14 @@ def windows_of(
         numbers[session].append(trial_num)
     windows = {}
     for session, nums in numbers.items():
-        for start in range(0, len(nums) - N_TRIALS + 1, stride):
-            part = nums[start : start + N_TRIALS]
-            if part == list(range(part[0], part[0] + N_TRIALS)):
+        first = nums[0]
+        for num in nums:
+            if num - 1 not in nums:
+                first = num
+            part = list(range(num, num + N_TRIALS))
+            if (num - first) % stride == 0 and set(part) <= set(nums):
                 x = np.stack([trials[session, num]["spectrogram"] for num in part])
-                windows[session, part[0]] = (x, trials[session, part[0]]["label"])
+                windows[session, num] = (x, trials[session, num]["label"])
     return windows
 
 

@@ -162,9 +162,11 @@ def test_the_plan_counts_the_sequences_of_every_split_and_class(dataset, tmp_pat
             numbers[session[0], trial["label"]].append(session[1])
         per_class: Counter[int] = Counter()
         for (_, label), found in numbers.items():
-            found.sort()
-            starts = range(0, len(found) - 3, 2)
-            per_class[label] += sum(found[i + 3] - found[i] == 3 for i in starts)
+            # Of each run of trials, by its length.
+            edges = [number for number in found if number - 1 not in found]
+            ends = [number for number in found if number + 1 not in found]
+            sizes = [b - a + 1 for a, b in zip(sorted(edges), sorted(ends), strict=True)]
+            per_class[label] += sum((size - 2) // 2 for size in sizes)
         assert counts[:2] == [per_class[0], per_class[1]]
         assert counts[2] == sum(map(len, numbers.values()))
 

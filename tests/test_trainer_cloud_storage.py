@@ -540,8 +540,14 @@ def test_a_run_that_someone_else_goes_on_with_ends(finished, dataset, unbroken, 
 
 def test_every_command_works_on_a_run_in_a_bucket(finished, capfd):
     before = finished.list(RUN)
-    assert main(["evaluate", RUN, "--split", "val"]) == 0
-    assert main(["attention", RUN, "--max_sequences", "4"]) == 0
+    best = json.loads(before["checkpoints/committed.json"])["best"][0]["path"]
+    for command in (["evaluate", RUN, "--split", "val"], ["attention", RUN, "--max_sequences=4"]):
+        finished.requests.clear()
+        assert main(command) == 0
+        # Of all checkpoints, the one that is used.
+        fetched = downloads(finished, ".pt")
+        assert fetched
+        assert all(best in path for path in fetched)
     finished.requests.clear()
     assert main(["report", RUN]) == 0
     assert not downloads(finished, ".pt")

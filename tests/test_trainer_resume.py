@@ -178,7 +178,10 @@ def test_a_run_without_progress_on_val_stops_early_and_goes_on_with_more_patienc
     still = {"optim__lr": 1e-30, "optim__min_lr": 0, "optim__warmup_epochs": 0, "train__epochs": 9}
 
     assert main(flags(dataset, run, **still, train__patience=2)) == 0
-    assert "stopped early: no higher AUC of val's sessions for 2 epochs" in capsys.readouterr().err
+    said = (
+        "stopped early: no higher AUC of val's sessions for 2 epochs (--train.patience 2); the same"
+    )
+    assert f"{said} command with --train.patience 4 goes on" in capsys.readouterr().err
     assert [line["epoch"] for line in log_of(run, "val")] == [1, 2, 3]
 
     assert main(flags(dataset, run, **still, train__patience=4)) == 0

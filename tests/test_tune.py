@@ -1,7 +1,6 @@
 """The search on this machine: a killed one ends like a whole one, and each trial is a run."""
 
 import csv
-import json
 import shutil
 import signal
 import subprocess
@@ -62,7 +61,8 @@ def test_a_trial_is_the_run_that_train_makes_of_its_values(dataset, whole, tmp_p
         marker = read_marker(run / "checkpoints")
         assert marker
         assert float(row["val_session_auc"]) == max(line["auc"] for line in log_of(run, "val"))
-        assert json.loads((run / "metrics/test.json").read_text())["session"]
+        # What looks at test before the search is over is no test.
+        assert not list(run.glob("*/test.*"))
     more = {name.replace(".", "__"): value for name, value in values.items()}
 
     assert main(flags(dataset, tmp_path / "again", model__patch_freq=3, **more)) == 0
@@ -120,6 +120,26 @@ def test_more_trials_go_on_and_what_is_done_is_only_shown(dataset, whole, tmp_pa
     ]
 
 
+def test_a_trial_leaves_one_line_and_the_best_one_alone_can_be_tested(dataset, tmp_path, capsys):
+    folder = tmp_path / "tune"
+    assert main(words(dataset, folder, 2)) == 0
+
+    out, err = capsys.readouterr()
+    assert len([line for line in out.splitlines() if line.startswith("Trial ")]) == 2
+    for number, row in enumerate(table(folder)):
+        line = f"Trial {row['trial']}, {number + 1} of 2: val AUC"
+        assert f"{line} {float(row['val_session_auc']):.3f} (optim.lr" in out
+    assert out.count("Learning rate:") == 1
+    assert "p-value" not in out
+    assert "epoch" not in err
+    (command,) = [line for line in out.splitlines() if "python -m trainer evaluate" in line]
+
+    assert main(command.partition("python -m trainer ")[2].split()) == 0
+
+    tested = [path.parents[1].name for path in folder.rglob("metrics/test.json")]
+    assert tested == [max(table(folder), key=lambda row: float(row["val_session_auc"]))["trial"]]
+
+
 def test_another_search_in_the_folder_is_refused(dataset, whole, capsys):
     assert main(words(dataset, whole, 2, "--train.seed", "5")) == 1
 
@@ -135,7 +155,7 @@ def test_a_trial_that_diverges_is_a_result(dataset, tmp_path, capsys):
     assert main(words(dataset, tmp_path / "tune", 1, *more)) == 0
 
     out = capsys.readouterr().out
-    assert "Trial 1 failed: loss, gradient or weights are not finite" in out
+    assert "Trial 0000, 1 of 1: failed: loss, gradient or weights are not finite" in out
     assert "there is no best one" in out
     (row,) = table(tmp_path / "tune")
     assert (row["state"], row["val_session_auc"]) == ("failed", "")
@@ -153,6 +173,7 @@ def test_a_flag_takes_its_parameter_out_of_the_search():
     ("more", "status", "expected"),
     [
         ([f"--{p.name}=0.01" for p in SPACE], 2, "nothing is left"),
+        (["--n_trials", "20"], 2, "there is no flag --n_trials: --max_trials is how many"),
         (["--output", "gs://lab/tune"], 2, "needs a folder on a disk"),
     ],
 )

@@ -40,6 +40,9 @@ def _require_share(section: str, **values: float | None) -> None:
 class SequenceConfig:
     """What one input of the model is made of.
 
+    A gap in the trial numbers ends a run of trials; sequences are cut from each run, from its
+    first trial on.
+
     Attributes
     ----------
     n_trials : int
@@ -47,7 +50,7 @@ class SequenceConfig:
     stride : int, optional
         Trials from the start of one sequence to the next; half of n_trials if not given.
     max_gap : int
-        Missing trial numbers tolerated between two neighbours in a sequence.
+        Missing trial numbers tolerated between two neighbours in a sequence; more begin a new run.
     """
 
     n_trials: int = 8
@@ -283,8 +286,8 @@ class TrainConfig:
     patience : int, optional
         Epochs without a higher session-level AUC on val before the run stops early; null never
         stops early. Where val lacks a class, its loss takes the place of the AUC. A lower loss at
-        an equal AUC makes an epoch the best one, but buys no time. May be changed when a run is
-        resumed.
+        an equal AUC makes an epoch the best one, but buys no time. With few sessions the AUC moves
+        in large steps, and null is the safer choice. May be changed when a run is resumed.
     log_every : int
         Steps between two lines of metrics.jsonl.
     checkpoint_every : int

@@ -27,20 +27,21 @@ class Display(Protocol):
 
 
 class _Bar:
-    def __init__(self, progress: Progress, total: int, done: int) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, total: int, done: int, brief: bool) -> None:
+        self._progress, self._brief = progress, brief
         self._task = progress.add_task("", total=total, completed=done, text="")
 
     def update(self, done: int, name: str, text: str) -> None:
         self._progress.update(self._task, completed=done, description=name, text=text)
 
     def say(self, line: str) -> None:
-        self._progress.console.print(Text(line), soft_wrap=True)
+        if not self._brief:
+            self._progress.console.print(Text(line), soft_wrap=True)
 
 
 class _Lines:
-    def __init__(self, total: int, done: int) -> None:
-        self._total, self._first = total, done
+    def __init__(self, total: int, done: int, brief: bool) -> None:
+        self._total, self._first, self._brief = total, done, brief
         self._start = self._last = time.monotonic()
 
     def update(self, done: int, name: str, text: str) -> None:
@@ -52,10 +53,11 @@ class _Lines:
         if done > self._first:
             left = (now - self._start) / (done - self._first) * (self._total - done)
             line += f", {format_seconds(left)} left"
-        self.say(line)
+        print(line, file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        if not self._brief:
+            print(line, file=sys.stderr, flush=True)
 
 
 class _Silent:
@@ -67,7 +69,9 @@ class _Silent:
 
 
 @contextmanager
-def display(total: int, done: int = 0, *, silent: bool = False) -> Iterator[Display]:
+def display(
+    total: int, done: int = 0, *, silent: bool = False, brief: bool = False
+) -> Iterator[Display]:
     """Show on standard error how far the body is.
 
     Parameters
@@ -76,11 +80,13 @@ def display(total: int, done: int = 0, *, silent: bool = False) -> Iterator[Disp
         Steps of the whole, and those done before.
     silent : bool
         For the processes beside the main one.
+    brief : bool
+        Show nothing that stays when the body is done.
     """
     if silent:
         yield _Silent()
     elif not sys.stderr.isatty():
-        yield _Lines(total, done)
+        yield _Lines(total, done, brief)
     else:
         columns = (
             TextColumn("{task.description}"),
@@ -89,8 +95,8 @@ def display(total: int, done: int = 0, *, silent: bool = False) -> Iterator[Disp
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            yield _Bar(progress, total, done)
+        with Progress(*columns, console=Console(stderr=True), transient=brief) as progress:
+            yield _Bar(progress, total, done, brief)
 
 
 def format_estimate(entry: Mapping[str, float | None], decimals: int = 3) -> str:

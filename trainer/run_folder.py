@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def local_path(url: str) -> Path:
 
 @contextmanager
 def open_run(
-    url: str | Path, *, alone: bool = False, with_weights: bool = True
+    url: str | Path, *, alone: bool = False, with_weights: bool = True, only_best: bool = False
 ) -> Iterator[RunFolder]:
     """Open a run folder, new or not; all that was pushed is at the URL when this ends.
 
@@ -99,6 +100,8 @@ def open_run(
         writes second ends.
     with_weights : bool
         Whether the files in ``checkpoints/`` are needed; they need not be fetched, then.
+    only_best : bool
+        Whether of those files the best checkpoint is enough.
 
     Raises
     ------
@@ -107,7 +110,7 @@ def open_run(
     """
     url = str(url)
     if is_remote(url):
-        with _staged(url.rstrip("/"), with_weights) as run:
+        with _staged(url.rstrip("/"), with_weights, only_best) as run:
             yield run
         return
     path = local_path(url)
@@ -116,7 +119,7 @@ def open_run(
 
 
 @contextmanager
-def _staged(url: str, with_weights: bool) -> Iterator[RunFolder]:
+def _staged(url: str, with_weights: bool, only_best: bool) -> Iterator[RunFolder]:
     """Let the body work on a temporary copy of a remote folder."""
     # Here, because a folder on disk needs neither.
     from trainer.remote.folder import RemoteError
@@ -132,7 +135,7 @@ def _staged(url: str, with_weights: bool) -> Iterator[RunFolder]:
         mirror = Mirror(Path(folder), remote, marker=COMMIT_MARKER, live=_LIVE, guarded=_GUARDED)
         # No shards, either: a dataset is refused by its manifest.
         without = ("tensorboard/", *_COPIES, ".tar", *(() if with_weights else (".pt",)))
-        mirror.pull(without)
+        mirror.pull(without, partial(_is_no_other_checkpoint, Path(folder)) if only_best else None)
         mirror.start()
         run = RunFolder(url, Path(folder), mirror)
         try:
@@ -171,6 +174,18 @@ def _staged(url: str, with_weights: bool) -> Iterator[RunFolder]:
             print(f"{url}: {remote.repeated} requests failed and were repeated", file=sys.stderr)
 
 
+def _is_no_other_checkpoint(folder: Path, name: str) -> bool:
+    """Return whether a file is no checkpoint, or the one that the commit marker calls the best."""
+    if not name.endswith(".pt"):
+        return True
+    try:
+        best = json.loads((folder / COMMIT_MARKER).read_text(encoding="utf-8"))["best"][0]["path"]
+    except (OSError, ValueError, LookupError, TypeError):
+        # Whoever reads the marker says what is wrong with it.
+        return True
+    return name == f"checkpoints/{best}"
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Keep other processes out; the system lets go when this one ends, however it ends."""
@@ -189,6 +204,36 @@ def _locked(path: Path) -> Iterator[None]:
             # A file system that has no locks.
             pass
         yield
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises
+    ------
+    TrainerError
+        If it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainerError(f"{path} cannot be read ({error}): make it again") from error
+
+
+def check_fields(path: Path, content: Any, fields: frozenset[str]) -> Any:
+    """Return the content of a JSON file, which must be an object that has these fields.
+
+    Raises
+    ------
+    TrainerError
+        If it lacks one.
+    """
+    missing = sorted(fields - set(content)) if isinstance(content, dict) else sorted(fields)
+    if missing:
+        raise TrainerError(
+            f"{path} lacks {', '.join(missing)}: it was not written by this version; make it again"
+        )
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.seed < 0:
         raise UsageError(f"--seed is {arguments.seed}: it must be at least 0")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with open_run(arguments.run) as folder:
+    with open_run(arguments.run, only_best=True) as folder:
         config, data = read_run_config(folder.path)
         trained = load_trained_model(folder.path)
         dataset = open_dataset(arguments.data or data)

@@ -90,6 +90,7 @@ class SequenceLoader:
         self,
         folder: DatasetFolder,
         split: str,
+        config: SequenceConfig,
         index: SplitIndex,
         sequences: Sequences,
         division: Division,
@@ -97,6 +98,7 @@ class SequenceLoader:
         store: Store,
     ) -> None:
         self.folder, self.split, self.index, self.sequences = folder, split, index, sequences
+        self._config = config
         self.batch_size = division.batch_size
         self.steps_per_epoch = division.n_steps(len(sequences))
         self._division, self._device, self._store = division, device, store
@@ -138,7 +140,9 @@ class SequenceLoader:
 
     def describe(self) -> SplitPlan:
         """Return what is going to be delivered."""
-        plan = plan_split(self.folder, self.split, self.trials, self.sequences, self._division)
+        plan = plan_split(
+            self.folder, self.split, self._config, self.trials, self.sequences, self._division
+        )
         store = self._store
         return replace(
             plan, store=store.name, n_bytes=store.n_bytes, shards_per_rank=store.shards_per_rank
@@ -182,7 +186,8 @@ def make_loader(
     Raises
     ------
     DatasetError
-        If a shard is missing or damaged, the split is empty, or a class has no sequence in train.
+        If a shard is missing or damaged, the split is empty, or a class has no sequence in train,
+        or none in a split that has trials of it.
     UsageError
         If no sequence fits into any session, or the store that was asked for has no room.
     """
@@ -208,7 +213,7 @@ def make_loader(
             store = DeviceStore(trials, sequences, division, n_shards)
         else:
             store = MemoryStore(trials, sequences, division, n_shards, device)
-    return SequenceLoader(folder, split, index, sequences, division, device, store)
+    return SequenceLoader(folder, split, sequence, index, sequences, division, device, store)
 
 
 def open_loaders(
@@ -284,7 +289,7 @@ def open_loaders(
             for split in left:
                 trials = indices[split].trials
                 sequences = cut_sequences(folder, split, sequence, trials)
-                found[split] = plan_split(folder, split, trials, sequences, division)
+                found[split] = plan_split(folder, split, sequence, trials, sequences, division)
             return found
 
         plans |= from_local_leader(check)

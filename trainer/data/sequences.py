@@ -28,11 +28,10 @@ class Sequences:
     session : int32 array of shape (n_sequences,)
         Index into the sessions of `Trials`.
     dropped : dict of str to int
-        What is left out: ``windows_gap``, windows with a gap of more than max_gap trials; and
-        the trials that are in no sequence, because all their windows have such a gap
-        (``trials_gap``), because their session is shorter than a sequence
-        (``trials_short_session``), or because no window reaches them, at the end of a session or
-        between windows (``trials_tail``).
+        Trials that are in no sequence: because their session is shorter than one
+        (``trials_short_session``), because they lie between two gaps, or a gap and an end of the
+        session, that leave no room for one (``trials_gap``), or because no window reaches them, at
+        the end of a run or between windows (``trials_tail``).
     """
 
     rows: Index
@@ -46,8 +45,8 @@ class Sequences:
 def build_sequences(trials: Trials, n_trials: int, stride: int, max_gap: int = 0) -> Sequences:
     """Cut every session into windows of trials that are consecutive in ``trial_num``.
 
-    A window starts at every `stride`-th of the trials that a session has; one with too large a
-    gap is left out, and the others stay where they are.
+    A gap ends a run of trials, and windows start anew after it: one at every `stride`-th trial of
+    a run, as long as the run has room for it.
 
     Parameters
     ----------
@@ -57,30 +56,43 @@ def build_sequences(trials: Trials, n_trials: int, stride: int, max_gap: int = 0
     max_gap : int
         Trial numbers that may be missing between two neighbours of a window.
     """
-    n_rows = len(trials)
-    # First row of each session, and the end.
-    edges = np.searchsorted(trials.session, np.arange(len(trials.sessions) + 1))
-    sessions = zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
-    windows = [np.arange(low, high - n_trials + 1, stride) for low, high in sessions]
-    starts = np.concatenate([np.zeros(0, np.int64), *windows])
-    # Gaps up to each row: a window has none if its last row has no more than its first.
-    too_far = np.diff(trials.trial_num, prepend=trials.trial_num[:1]) > 1 + max_gap
-    gaps = np.cumsum(too_far & (np.diff(trials.session, prepend=trials.session[:1]) == 0))
-    whole = gaps[starts + n_trials - 1] == gaps[starts]
-    rows = starts[whole, None] + np.arange(n_trials)
+    edges = consecutive_runs(trials, max_gap)
+    size = np.diff(edges)
+    # First trial of each run's windows: 0, stride, 2 * stride, ...
+    n_windows = np.maximum(0, (size - n_trials) // stride + 1)
+    number = np.arange(n_windows.sum()) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
+    starts = np.repeat(edges[:-1], n_windows) + stride * number
+    rows = starts[:, None] + np.arange(n_trials)
 
-    reached = np.zeros(n_rows, bool)
-    reached[(starts[:, None] + np.arange(n_trials)).ravel()] = True
-    used = np.zeros(n_rows, bool)
+    used = np.zeros(len(trials), bool)
     used[rows.ravel()] = True
-    short = np.repeat(np.diff(edges) < n_trials, np.diff(edges))
+    in_short_run = np.repeat(size < n_trials, size)
+    in_short_session = np.bincount(trials.session)[trials.session] < n_trials
     dropped = {
-        "windows_gap": int(np.count_nonzero(~whole)),
-        "trials_gap": int(np.count_nonzero(reached & ~used & ~short)),
-        "trials_short_session": int(np.count_nonzero(short)),
-        "trials_tail": int(np.count_nonzero(~reached & ~short)),
+        "trials_short_session": int(np.count_nonzero(in_short_session)),
+        "trials_gap": int(np.count_nonzero(in_short_run & ~in_short_session)),
+        "trials_tail": int(np.count_nonzero(~used & ~in_short_run)),
     }
-    return Sequences(rows, trials.session[starts[whole]], dropped)
+    return Sequences(rows, trials.session[starts], dropped)
+
+
+def consecutive_runs(trials: Trials, max_gap: int) -> Index:
+    """Return the first row of each run of trials without a larger gap, and the number of rows.
+
+    Parameters
+    ----------
+    trials : Trials
+    max_gap : int
+        Trial numbers that may be missing between two neighbours of a run.
+
+    Returns
+    -------
+    int64 array of shape (n_runs + 1,)
+        A run never crosses sessions.
+    """
+    begins = np.ones(len(trials), bool)
+    begins[1:] = (np.diff(trials.trial_num) > 1 + max_gap) | (np.diff(trials.session) != 0)
+    return np.append(np.flatnonzero(begins), len(trials))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from trainer.config import Config
 from trainer.console import Display, display, format_estimate, print_table
 from trainer.data.dataset_folder import DatasetFolder, open_dataset
 from trainer.data.loader import SequenceLoader, make_loader
+from trainer.data.lost_sessions import lost_note
 from trainer.distributed import Process, process_group
 from trainer.evaluation.calibration import fit_temperature
 from trainer.evaluation.levels import LEVELS
@@ -66,7 +67,7 @@ def _open_by_main(url: str, process: Process) -> Iterator[RunFolder]:
     if not process.is_main:
         yield RunFolder(url, Path())
         return
-    with open_run(url) as folder:
+    with open_run(url, only_best=True) as folder:
         yield folder
 
 
@@ -134,6 +135,9 @@ def evaluate_best(
         )
         if with_val and temperature is None:
             contents[split]["notes"].append(NO_TEMPERATURE)
+        contents[split]["notes"] += lost_note(
+            loader.trials, loader.sequences, trained.config.sequence.max_gap, dataset.classes
+        )
         write_predictions(
             folder.path / f"predictions/{split}.parquet", predictions, dataset.classes
         )

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 import google_crc32c
 from google.api_core import exceptions
 from google.auth.exceptions import GoogleAuthError
-from google.cloud import storage
+from google.cloud.storage import Client
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 
@@ -60,7 +60,7 @@ class GcsFolder:
         self._options: dict[str, Any] = {"timeout": TIMEOUT_SECONDS, "retry": retry}
         with self._asking():
             # None stands for no project: a bucket's name says enough.
-            self._bucket = storage.Client(project=None).bucket(bucket)
+            self._bucket = Client(project=None).bucket(bucket)
 
     def list_files(self) -> dict[str, int]:
         """Return the generation of every object; see `RemoteFolder`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -99,8 +100,16 @@ class Mirror:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
-    def pull(self, without: tuple[str, ...]) -> None:
+    def pull(
+        self, without: tuple[str, ...], is_needed: Callable[[str], bool] | None = None
+    ) -> None:
         """Fetch what the remote folder holds, but names that begin or end like `without`.
+
+        Parameters
+        ----------
+        without : tuple of str
+        is_needed : callable, optional
+            Asked of every other name once the commit marker is there.
 
         Raises
         ------
@@ -110,8 +119,8 @@ class Mirror:
         for _ in range(PULL_ATTEMPTS - 1):
             # Else a process that writes there removed a file since: its marker is a new one, too.
             with suppress(GoneError):
-                return self._pull(without)
-        return self._pull(without)
+                return self._pull(without, is_needed)
+        return self._pull(without, is_needed)
 
     def start(self) -> None:
         """Begin to copy."""
@@ -173,7 +182,7 @@ class Mirror:
         if self.failure is not None:
             raise self.failure
 
-    def _pull(self, without: tuple[str, ...]) -> None:
+    def _pull(self, without: tuple[str, ...], is_needed: Callable[[str], bool] | None) -> None:
         self._versions = self._remote.list_files()
         wanted = [name for name in self._versions if not _is_like(name, without)]
         # What the marker names is then at least as new as the marker.
@@ -181,6 +190,7 @@ class Mirror:
         head = 1 if self._marker in wanted else 0
         for name in wanted[:head]:
             self._fetch(name)
+        wanted = [name for name in wanted if is_needed is None or is_needed(name)]
         with ThreadPoolExecutor(PULL_THREADS) as pool:
             list(pool.map(self._fetch, wanted[head:]))
         # Of an attempt before this one.

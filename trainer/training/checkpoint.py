@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ MAY_CHANGE = {
     *(f"train.{name}" for name in ("epochs", "patience", "log_every", "checkpoint_every")),
     *(f"train.{name}" for name in ("top_k", "compile", "peak_tflops")),
 }
+
+#: Differences that a message names.
+SHOWN_CHANGES = 4
 
 
 @dataclass(frozen=True)
@@ -205,10 +209,20 @@ def check_same_run(
                 before = state["config"].get(section, {}).get(name)
                 pairs.append((f"{section}.{name}", before, value))
     changed = [
-        f"{what} was {before} and is {after}" for what, before, after in pairs if before != after
+        f"{what} was {_short(before)} and is {_short(after)}"
+        for what, before, after in pairs
+        if before != after
     ]
     if changed:
+        more = len(changed) - SHOWN_CHANGES
+        said = "; ".join(changed[:SHOWN_CHANGES]) + (f"; and {more} more" if more > 0 else "")
         raise TrainerError(
-            f"{output} holds another run: {'; '.join(changed)}. Give a new --output, or what was "
-            "given then"
+            f"{output} holds another run: {said}. Give a new --output, or what was given then"
         )
+
+
+def _short(value: object) -> object:
+    """Return what is enough to tell a fingerprint from another."""
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{32,}", value):
+        return value[:12]
+    return value

@@ -20,16 +20,24 @@ from trainer.options import RunOptions, dump_config
 from trainer.run_folder import RunFolder, is_remote, local_path, open_run, write_atomically
 from trainer.trained_model import data_order, order_of, run_identity
 from trainer.training.checkpoint import check_same_run, load_checkpoint, read_marker
-from trainer.training.fit import Fit, is_finished
+from trainer.training.fit import Fit, SearchTrial, is_finished
 from trainer.training.follower import Follower
 from trainer.training.followers import follow
 from trainer.training.interruption import Interruption, interruptible
-from trainer.training.plan import print_plan
+from trainer.training.plan import Plan
 from trainer.training.train_step import start_training
+from trainer.vertex import container
 
 
-def run(options: RunOptions) -> None:
+def run(options: RunOptions, trial: SearchTrial | None = None) -> None:
     """Train, or go on where the run was, then evaluate the best checkpoint on val and test.
+
+    Parameters
+    ----------
+    options : RunOptions
+    trial : SearchTrial, optional
+        If it is one of a search, nothing is evaluated: the search looks at the AUC of val alone,
+        and what looks at test before it is over is no test.
 
     Raises
     ------
@@ -42,7 +50,7 @@ def run(options: RunOptions) -> None:
         with opened as main_folder:
             folder = main_folder or RunFolder(options.output, Path())
             try:
-                _run(options, folder, process, interruption)
+                _run(options, folder, process, interruption, trial)
             finally:
                 # What is written is yet to be copied, if the folder is behind a URL.
                 if process.is_main:
@@ -50,7 +58,11 @@ def run(options: RunOptions) -> None:
 
 
 def _run(
-    options: RunOptions, folder: RunFolder, process: Process, interruption: Interruption
+    options: RunOptions,
+    folder: RunFolder,
+    process: Process,
+    interruption: Interruption,
+    trial: SearchTrial | None,
 ) -> None:
     config, dataset = options.config, open_dataset(options.data)
     checkpoint = process.broadcast(
@@ -60,10 +72,15 @@ def _run(
     with follow(environ, config, options.data, folder) as followers:
         loaders = {}
         if checkpoint is None or not is_finished(checkpoint, config.train):
-            loaders = _fit(options, dataset, folder, process, checkpoint, followers, interruption)
+            loaders = _fit(
+                *(options, dataset, folder, process, checkpoint),
+                *(followers, interruption, trial),
+            )
         elif process.is_main:
             _write_config(options, folder)
-        _evaluate(config, dataset, folder, process, followers, loaders)
+        if trial is None:
+            in_search = process.broadcast(container.is_trial(environ) if process.is_main else None)
+            _evaluate(config, dataset, folder, process, followers, loaders, bool(in_search))
         # Nobody is told that a run is complete whose results are on this machine alone.
         folder.flush()
 
@@ -107,6 +124,7 @@ def _fit(
     checkpoint: dict[str, Any] | None,
     followers: Sequence[Follower],
     interruption: Interruption,
+    trial: SearchTrial | None,
 ) -> dict[str, SequenceLoader]:
     """Train to the end; return the loaders that evaluation can use again."""
     config = options.config
@@ -130,9 +148,12 @@ def _fit(
         state.restore(checkpoint)
     if process.is_main:
         _write_config(options, folder)
-        print_plan(config, dataset, plans, step, state, process)
+        if trial is None or trial.with_plan:
+            Plan(config, dataset, plans, step, state, process).show()
     train, val = loaders["train"], loaders.get("val")
-    fit = Fit(config, dataset, train, val, step, state, identity, folder, process, followers)
+    fit = Fit(
+        *(config, dataset, train, val, step, state, identity, folder, process, followers, trial)
+    )
     fit.run(interruption)
     return {split: loader for split, loader in loaders.items() if split == "val"}
 
@@ -144,13 +165,18 @@ def _evaluate(
     process: Process,
     followers: Sequence[Follower],
     loaders: dict[str, SequenceLoader],
+    in_search: bool,
 ) -> None:
-    """Evaluate the best checkpoint on val and test; say what it is worth, and what comes next."""
+    """Evaluate the best checkpoint on val and test; say what it is worth, and what comes next.
+
+    In a tuning job of Vertex AI only on val: what looks at test before a search is over is no test.
+    """
     # Here, because SciPy would keep the first step waiting for a second.
     from trainer.evaluation.command import evaluate_best, print_summary
     from trainer.evaluation.predictions import read_predictions
 
-    splits = [name for name in ("val", "test") if dataset.splits[name].trials]
+    wanted = ("val",) if in_search else ("val", "test")
+    splits = [name for name in wanted if dataset.splits[name].trials]
     contents = evaluate_best(folder, dataset, config, process, splits, loaders)
     if not process.is_main:
         return

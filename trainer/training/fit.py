@@ -33,6 +33,23 @@ from trainer.training.validation import validate
 
 #: Log lines before the time of an epoch is announced: the first holds the compilation.
 _MEASURED_WINDOWS = 2
+_FIRST_STEP = "the first step takes longest"
+
+
+@dataclass(frozen=True)
+class SearchTrial:
+    """What makes a run one of a search: it shows a bar while it lasts, and nothing that stays.
+
+    Attributes
+    ----------
+    number : int
+        From 1.
+    with_plan : bool
+        Whether to show what it is about to do, which the others do alike.
+    """
+
+    number: int
+    with_plan: bool
 
 
 @dataclass
@@ -56,6 +73,7 @@ class Fit:
     process : Process
     followers : sequence of Follower
         Who else is told of the run.
+    trial : SearchTrial, optional
     """
 
     config: Config
@@ -68,11 +86,14 @@ class Fit:
     folder: RunFolder
     process: Process
     followers: Sequence[Follower] = ()
+    trial: SearchTrial | None = None
     _display: Display = field(init=False)
     _speed: Speedometer = field(init=False)
     _announce_at: int | None = field(init=False, default=None)
     _tracker: Tracker | None = field(init=False, default=None)
     _auc: float | None = field(init=False, default=None)
+    #: What was measured last, for the display.
+    _measured: str = field(init=False, default=_FIRST_STEP)
     #: {step: sequences of its batches} since the loss was last looked at.
     _recent: dict[int, list[Tensor]] = field(init=False, default_factory=dict)
 
@@ -103,7 +124,12 @@ class Fit:
             peak * process.world_size if peak else None,
         )
         self._announce_at = state.step + _MEASURED_WINDOWS * self.config.train.log_every
-        shown = display(self.step.total_steps, state.step, silent=not process.is_main)
+        shown = display(
+            self.step.total_steps,
+            state.step,
+            silent=not process.is_main,
+            brief=self.trial is not None,
+        )
         if process.is_main:
             self._tracker = Tracker(
                 self.folder.path,
@@ -112,15 +138,13 @@ class Fit:
                 followers=self.followers,
             )
         with interruption.deferred(), shown as self._display, self._tracker or nullcontext():
+            self._show_progress()
             while not self.finished:
                 self._train_epoch(interruption)
                 self._end_epoch()
                 self._stop_if_asked(interruption)
             if state.epoch < self.config.train.epochs:
-                what = (
-                    "higher AUC of val's sessions" if len(state.score) > 1 else "lower loss on val"
-                )
-                self._display.say(f"stopped early: no {what} for {state.stale} epochs")
+                self._display.say(self._why_stopped())
 
     def _train_epoch(self, interruption: Interruption) -> None:
         train, state = self.config.train, self.state
@@ -134,9 +158,12 @@ class Fit:
             self._recent[state.step] = [batch.index for batch in group]
             self.step(state, group)
             self._speed.count(len(group))
+            if self._measured == _FIRST_STEP:
+                self._measured = f"the loss is shown every {train.log_every} steps"
             ended = state.batch == self.loader.steps_per_epoch
             if ended or state.step % train.log_every == 0:
                 self._log_train()
+            self._show_progress()
             if not ended:
                 saved = state.step % train.checkpoint_every == 0
                 if saved:
@@ -205,11 +232,24 @@ class Fit:
                 f"measured: {format_seconds(seconds)} an epoch, {format_seconds(left)} to the end"
             )
         auc = "" if self._auc is None else f", val AUC {self._auc:.3f}"
-        text = f"loss {loss:.4f}{auc}, {rate:,.1f} sequences/s"
-        self._display.update(state.step, self._epoch_name(state.epoch + 1), text)
+        self._measured = f"loss {loss:.4f}{auc}, {rate:,.1f} sequences/s"
+
+    def _show_progress(self) -> None:
+        """Say how far the run is; on a GPU, the steps that it was given."""
+        state = self.state
+        self._display.update(state.step, self._epoch_name(state.epoch + 1), self._measured)
 
     def _epoch_name(self, epoch: int) -> str:
-        return f"epoch {epoch}/{self.config.train.epochs}"
+        trial = "" if self.trial is None else f"trial {self.trial.number}, "
+        return f"{trial}epoch {epoch}/{self.config.train.epochs}"
+
+    def _why_stopped(self) -> str:
+        state, patience = self.state, self.config.train.patience
+        what = "higher AUC of val's sessions" if len(state.score) > 1 else "lower loss on val"
+        return (
+            f"stopped early: no {what} for {state.stale} epochs (--train.patience {patience}); the "
+            f"same command with --train.patience {2 * state.stale} goes on, with null to the end"
+        )
 
     def _check_finite(self) -> None:
         """Stop before what is not finite gets into a log or a checkpoint."""

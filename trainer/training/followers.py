@@ -65,7 +65,7 @@ def _asked_for(
 
         return ArtifactCopier(environ, folder.path)
 
-    if container.TRIAL in environ or container.METRIC_FILE in environ:
+    if container.is_trial(environ):
         yield "hyperparameter tuning", trial_report
     if environ.get(container.RUN):
         yield "Vertex AI Experiments", experiment_tracker

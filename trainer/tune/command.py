@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 from trainer.errors import UsageError
 from trainer.options import RunOptions
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most trials (default: 20)",
     )
+    parser.add_argument("--n_trials", action=_Ambiguous, help=argparse.SUPPRESS)
     parser.add_argument(
         "--vertex", action="store_true", help="search in a hyperparameter tuning job of Vertex AI"
     )
@@ -66,6 +69,22 @@ def run(arguments: argparse.Namespace, run_options: RunOptions) -> None:
     from trainer.tune.search import search
 
     search(run_options, output, parameters, arguments.max_trials)
+
+
+class _Ambiguous(argparse.Action):
+    """A flag that is none, because it may mean either of two."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        parser.error(
+            f"there is no flag {option_string}: --max_trials is how many trials the search has, "
+            "--sequence.n_trials how many recorded trials a sequence has"
+        )
 
 
 def _at_least_one(text: str) -> int:

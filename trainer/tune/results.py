@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,8 +68,8 @@ def print_results(results: Sequence[TrialResult], parameters: Sequence[Parameter
     print(f"Best: trial {best.name} in {best.folder}: {flags}")
     print(
         f"Its {best.auc:.3f} is the highest of {len(results)} on the same val sessions, so it is "
-        "too good; what it is worth stands in that folder's metrics/test.json. Do not choose by "
-        "that one."
+        "too good. No trial has seen test; when the search is over, and for this trial alone: "
+        f"python -m trainer evaluate {shlex.quote(best.folder)}"
     )
 
 

@@ -17,6 +17,7 @@ from trainer.options import RunOptions, config_arguments, parse_run_options
 from trainer.run_folder import is_remote, open_run, write_atomically
 from trainer.training.checkpoint import read_marker
 from trainer.training.command import run as train
+from trainer.training.fit import SearchTrial
 from trainer.tune.objective import check_objective
 from trainer.tune.results import print_results, results_csv, results_png
 from trainer.tune.space import Parameter, apply
@@ -57,10 +58,12 @@ def search(
         identity = _identity(run_options.config, dataset, parameters)
         seed = run_options.config.train.seed
         with open_study(folder.path, parameters, identity, seed) as study:
+            with_plan = True
             while (trial := study.next(max_trials)) is not None:
-                values = ", ".join(f"{name} {value:.3g}" for name, value in trial.values.items())
-                print(f"Trial {trial.number + 1} of {max_trials}: {values}", flush=True)
-                study.finish(trial, _run_trial(run_options, study, trial))
+                outcome = _run_trial(run_options, study, trial, with_plan)
+                with_plan = False
+                study.finish(trial, None if isinstance(outcome, DivergedError) else outcome)
+                _print_trial(trial, max_trials, outcome)
                 _write_table(study, folder.path, parameters)
             _write_table(study, folder.path, parameters)
             results = study.results()
@@ -79,24 +82,34 @@ def _identity(
     return {"dataset": dataset.fingerprint, **space, **fields}
 
 
-def _run_trial(run_options: RunOptions, study: Study, trial: Trial) -> float | None:
-    """Train a trial, or go on with it; return its AUC, or None where it diverges."""
+def _run_trial(
+    run_options: RunOptions, study: Study, trial: Trial, with_plan: bool
+) -> float | DivergedError:
+    """Train a trial, or go on with it; return its AUC, or why it has none."""
     run = study.trial_folder(trial.number)
     config = apply(run_options.config, trial.values)
     options = parse_run_options(
         ["--data", run_options.data, "--output", str(run), *config_arguments(config)]
     )
     try:
-        train(options)
+        train(options, SearchTrial(trial.number + 1, with_plan))
     except DivergedError as error:
-        print(f"Trial {trial.number + 1} failed: {error}", flush=True)
-        return None
+        return error
     finally:
         _forget()
     marker = read_marker(run / "checkpoints")
     if marker is None or not marker.best or len(marker.best[0].score) != 2:
         raise TrainerError(f"{run} has no AUC of val's sessions: val lacks sequences of a class")
     return marker.best[0].score[0]
+
+
+def _print_trial(trial: Trial, max_trials: int, outcome: float | DivergedError) -> None:
+    """Print the one line that stays of a trial."""
+    values = ", ".join(f"{name} {value:.3g}" for name, value in trial.values.items())
+    failed = isinstance(outcome, DivergedError)
+    found = f"failed: {outcome}" if failed else f"val AUC {outcome:.3f}"
+    name = f"{trial.number:04d}, {trial.number + 1} of {max_trials}"
+    print(f"Trial {name}: {found} ({values})", flush=True)
 
 
 def _forget() -> None:

@@ -37,6 +37,11 @@ def run_folder(environ: Mapping[str, str]) -> str | None:
     return folder.rpartition("/")[0] or None
 
 
+def is_trial(environ: Mapping[str, str]) -> bool:
+    """Return whether the container runs a trial of a hyperparameter tuning job."""
+    return TRIAL in environ or METRIC_FILE in environ
+
+
 @dataclass(frozen=True)
 class Replica:
     """A machine among those that train together.
