@@ -312,19 +312,22 @@ def test_baseline_spectrum_is_fitted_to_what_the_shards_hold(output, dataset):
 
 
 def windows_of(trials):
-    """Windows of 4 trials without a gap, with stride 2 from the first trial of each session."""
+    """Windows of 4 trials, with stride 2 from the first trial of a session and after each gap."""
     windows = []
-    for session in sorted({session for session, _ in trials}):
-        numbers = sorted(t for s, t in trials if s == session)
-        for start in range(0, len(numbers) - 3, 2):
-            window = numbers[start : start + 4]
-            if window[-1] - window[0] == 3:
-                windows.append([(session, t) for t in window])
+    first = None
+    for session, number in sorted(trials):
+        if (session, number - 1) not in trials:
+            first = number
+        window = [(session, number + i) for i in range(4)]
+        if (number - first) % 2 == 0 and all(trial in trials for trial in window):
+            windows.append(window)
     return windows
 
 
 def test_the_same_command_writes_the_same_bytes(output, dataset, tmp_path, capsys):
     command = ["baselines", str(dataset), "--output", str(tmp_path), "--sequence.n_trials", "4"]
+    assert main(command) == 0
+    # Over its own, too.
     assert main(command) == 0
     for path in sorted(output.rglob("*.*")):
         assert (tmp_path / path.relative_to(output)).read_bytes() == path.read_bytes(), path
@@ -332,6 +335,78 @@ def test_the_same_command_writes_the_same_bytes(output, dataset, tmp_path, capsy
     for title in TITLES.values():
         assert title.split()[0] in printed
     assert "session probe: " in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--sequence.n_trials", "1"], "made with n_trials 4, not 1, stride 2, not 1"),
+        (["--sequence.n_trials", "4", "--sequence.stride", "3"], "made with stride 2, not 3"),
+        (["--sequence.n_trials", "4", "--seed", "7"], "made with seed 0, not 7"),
+        (["--sequence.n_trials", "4", "--split", "val"], "of test, not val"),
+    ],
+)
+def test_others_are_not_written_over(output, dataset, tmp_path, capsys, flags, reason):
+    folder = shutil.copytree(output, tmp_path / "out")
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    assert main(["baselines", str(dataset), "--output", str(folder), *flags]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder} holds baselines {reason}: give another --output, or --overwrite" in error
+    assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
+def test_those_of_another_dataset_are_not_written_over_unless_it_is_asked_for(
+    output, tmp_path, capsys
+):
+    folder = shutil.copytree(output, tmp_path / "out")
+    before = (folder / "baselines.json").read_bytes()
+    other = datasets.random_dataset(tmp_path / "other")
+    command = ["baselines", str(other), "--output", str(folder), "--sequence.n_trials", "4"]
+    assert main(command) == 2
+    assert "holds baselines of another dataset (fingerprint " in capsys.readouterr().err
+    assert (folder / "baselines.json").read_bytes() == before
+
+    assert main([*command, "--overwrite"]) == 0
+    fresh = tmp_path / "fresh"
+    assert main([*command[:3], str(fresh), *command[4:]]) == 0
+    for path in fresh.rglob("*.*"):
+        assert (folder / path.relative_to(fresh)).read_bytes() == path.read_bytes(), path
+
+
+def test_what_cannot_be_read_is_made_again(output, dataset, tmp_path):
+    (tmp_path / "baselines.json").write_text('{"pca": {"auc"')
+    command = ["baselines", str(dataset), "--output", str(tmp_path), "--sequence.n_trials", "4"]
+    assert main(command) == 0
+    made = (tmp_path / "baselines.json").read_bytes()
+    assert made == (output / "baselines.json").read_bytes()
+
+
+def test_a_dataset_is_no_place_for_baselines(dataset, capsys):
+    before = {path.name for path in dataset.iterdir()}
+    assert main(["baselines", str(dataset), "--output", str(dataset)]) == 2
+    assert f"--output {dataset} is a dataset" in capsys.readouterr().err
+    assert {path.name for path in dataset.iterdir()} == before
+
+
+def test_shards_of_a_bucket_are_kept_in_a_cache(gcs, tmp_path):
+    folder, data = datasets.random_dataset(tmp_path / "noise"), "gs://lab/datasets/noise"
+    for path in folder.rglob("*.*"):
+        gcs.put(f"{data}/{path.relative_to(folder)}", path.read_bytes())
+    cache, runs = tmp_path / "cache", "gs://lab/runs"
+    tail = ["--sequence.n_trials", "4", "--cache", str(cache)]
+    assert main(["baselines", data, "--output", f"{runs}/first", *tail]) == 0
+
+    shards = {path.read_bytes() for path in folder.rglob("*.tar")}
+    assert {path.read_bytes() for path in cache.iterdir()} == shards
+    gcs.requests.clear()
+    assert main(["baselines", data, "--output", f"{runs}/second", *tail]) == 0
+    assert not [path for _, path in gcs.requests if "alt=media" in path and ".tar" in path]
+    assert gcs.list(f"{runs}/first") == gcs.list(f"{runs}/second")
+    local = tmp_path / "local"
+    assert main(["baselines", str(folder), "--output", str(local), *tail]) == 0
+    written = {str(path.relative_to(local)): path.read_bytes() for path in local.rglob("*.*")}
+    assert gcs.list(f"{runs}/first") == written
 
 
 def test_one_trial_and_val(dataset, tmp_path):

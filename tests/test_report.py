@@ -6,8 +6,6 @@ import importlib
 import json
 import re
 import shlex
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from tests import datasets
+from tests.pages import Page, read_page
 from trainer.__main__ import COMMANDS, main
 from trainer.attention.file import MAPS, AttentionMaps, write_maps
 from trainer.config import Config, EvaluationConfig, SequenceConfig
@@ -29,7 +28,6 @@ CLASSES = ("FMR1", "WT")
 HOSTILE = "s<script>alert('x')</script>&\"$\\frac{"
 EVALUATION = EvaluationConfig(n_bootstrap=200, n_permutations=500)
 FINGERPRINT = "f" * 64
-VOID = {"meta", "br", "link", "img", "input", "hr", "source"}
 
 
 # --- Runs as the other commands write them ----------------------------------------------------
@@ -129,57 +127,6 @@ def add_attention(run: Path) -> Path:
 
 
 # --- What a browser makes of the page ---------------------------------------------------------
-
-
-@dataclass
-class Page(HTMLParser):
-    """The page's elements, its text and its tables."""
-
-    text: str = ""
-    elements: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-    tables: list[list[list[str]]] = field(default_factory=list)
-    open_tags: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self.open_tags.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open_tags.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open_tags and self.open_tags[-1] != "style":
-            self.text += data
-            if {"td", "th"} & set(self.open_tags):
-                # A cell's interval stands in an element of its own.
-                self.tables[-1][-1][-1] += f" {data}" if self.open_tags[-1] == "small" else data
-
-    def table(self, corner: str) -> dict[str, dict[str, str]]:
-        """{row: {column: cell}} of the first table with this in its first cell."""
-        rows = next(table for table in self.tables if table[0][0] == corner)
-        header = [cell.replace("\xa0", " ").rstrip(" ↑↓") for cell in rows[0]]
-        return {row[0]: dict(zip(header, row, strict=True)) for row in rows[1:]}
-
-
-def read_page(path: Path) -> Page:
-    page = Page()
-    page.feed(path.read_text(encoding="utf-8"))
-    page.close()
-    assert not page.open_tags
-    return page
 
 
 def make_report(*arguments: object) -> Page:
@@ -399,6 +346,21 @@ def test_origin_config_and_probe_are_shown(full):
     assert "93 % of" in re.sub(r"\s+", " ", page.text)
 
 
+@pytest.mark.parametrize(
+    ("n_subjects", "expected"),
+    [
+        (12, "It rests on 24 sessions of 12 animals."),
+        (4, "It rests on 8 sessions of 4 animals: so few may not speak for others."),
+    ],
+)
+def test_a_temperature_says_how_many_sessions_it_rests_on(tmp_path, n_subjects, expected):
+    run = evaluate(start_run(tmp_path / "run"), predict(1.0, 4, 1))
+    val = predict(1.0, 4, seed=3, n_subjects=n_subjects)
+    content = evaluate_predictions(val, CLASSES, EVALUATION, 0, None, metadata("val", 4))
+    write_json(run / "metrics/val.json", content)
+    assert expected in re.sub(r"\s+", " ", make_report(run).text)
+
+
 # --- The page in a browser --------------------------------------------------------------------
 
 
@@ -508,6 +470,12 @@ def test_a_run_without_a_log_or_with_baselines_of_other_sequences(tmp_path):
     assert "metrics.jsonl holds no losses yet" in page.text
     (baselines,) = [c for c in commands_of(page) if " baselines " in c]
     assert "--sequence.n_trials 4 --sequence.stride 2" in baselines
+    assert "--overwrite" not in baselines
+
+    add_baselines(run, {"pca": 0.5}, n_trials=8)
+    (baselines,) = [c for c in commands_of(make_report(run)) if " baselines " in c]
+    # What stands there would be in the way.
+    assert "--overwrite" in baselines
 
     fitting = add_baselines(tmp_path / "fitting", {"pca": 0.1})
     page = make_report(run, "--baselines", other, "--baselines", fitting)
@@ -586,6 +554,45 @@ def error_line(arguments: list[object], capsys: pytest.CaptureFixture[str], stat
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("nothing", None, "does not exist"),
+        ("empty", {}, "has no config.yaml: it is no run folder"),
+        ("data", {"dataset.json": "{}"}, "is a dataset, not a run"),
+        (
+            "simple",
+            {"baselines.json": "{}"},
+            "holds baselines alone (--baselines takes them), not a run",
+        ),
+        ("half", {"metrics/test.json": "{}"}, "has no config.yaml: it is no run folder"),
+    ],
+)
+def test_what_is_no_run_is_said_to_be_what_it_is(tmp_path, capsys, name, content, expected):
+    folder = tmp_path / name
+    for file, text in (content or {}).items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(text)
+    if content == {}:
+        folder.mkdir()
+    line = error_line([folder], capsys, 1)
+    assert f"{folder} {expected}" in line
+    assert "give a run folder" in line
+    assert not (folder / "report.html").exists()
+
+
+def test_a_file_is_no_run(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("")
+    assert "config.yaml is a file" in error_line([tmp_path / "config.yaml"], capsys, 1)
+
+
+def test_a_pooled_folder_of_an_older_version_is_to_be_made_again(tmp_path, capsys):
+    write_json(tmp_path / "metrics/test.json", {"folds": []})
+    line = error_line([tmp_path], capsys, 1)
+    assert "test.json lacks" in line
+    assert "make it again" in line
 
 
 def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys):

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,21 +22,25 @@ from trainer.baselines.fitting import (
     mean_std_features,
     missing_baselines,
 )
+from trainer.baselines.folder import Baselines, baselines_key, check_free, write_baselines
 from trainer.baselines.linear import session_probe
 from trainer.config import EvaluationConfig, SequenceConfig
 from trainer.console import format_estimate, print_table
-from trainer.data.dataset_folder import SPLITS, DatasetFolder, open_dataset
+from trainer.data.dataset_folder import MANIFEST, SPLITS, DatasetFolder, open_dataset
 from trainer.data.leakage import check_indices, check_manifest
+from trainer.data.lost_sessions import lost_note
 from trainer.data.reading_progress import reading_progress
 from trainer.data.sequences import build_sequences
+from trainer.data.shard_cache import cache_shards
+from trainer.data.split_plan import check_classes
 from trainer.data.split_scan import scan_split
 from trainer.errors import TrainerError, UsageError
 from trainer.evaluation.calibration import fit_temperature
 from trainer.evaluation.command import git_commit
 from trainer.evaluation.levels import LEVELS
-from trainer.evaluation.predictions import Predictions, predictions_of, write_predictions
+from trainer.evaluation.predictions import Predictions, predictions_of
 from trainer.evaluation.results import evaluate_predictions
-from trainer.run_folder import open_run, write_json
+from trainer.run_folder import open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder or gs:// URL for baselines.json, session_probe.json and predictions/ "
         "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace baselines in --output that are of another dataset, or made otherwise",
+    )
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="folder on a disk of this machine that keeps the shards of a dataset behind a URL; "
+        "their SHA-256 is checked every time",
     )
     parser.add_argument(
         "--split",
@@ -94,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        If a flag has a value that it cannot have.
+        If a flag has a value that it cannot have, or the output holds other baselines.
     TrainerError
         If the dataset is damaged or leaks, or a split holds no sequence.
     """
@@ -102,47 +118,65 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--seed is {arguments.seed}: it must be at least 0")
     sequence = SequenceConfig(arguments.n_trials, arguments.stride, arguments.max_gap)
     dataset = open_dataset(arguments.data)
-    splits = read_splits(dataset, sequence, arguments.split)
-    metadata = {
-        "split": arguments.split,
-        "dataset_fingerprint": dataset.fingerprint,
-        "git_commit": git_commit(),
-        "n_trials": sequence.n_trials,
-        "stride": sequence.resolved_stride,
-        "max_gap": sequence.max_gap,
-    }
-    missing = missing_baselines(dataset)
-    contents: dict[str, dict[str, Any]] = {}
+    key = baselines_key(dataset.fingerprint, arguments.split, sequence) | {"seed": arguments.seed}
     # What a library warns of is said once, in the summary.
-    with warnings.catch_warnings(record=True) as caught, open_run(arguments.output) as folder:
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        open_run(arguments.output, with_weights=False) as folder,
+    ):
         warnings.simplefilter("default")
-        baselines = fit_baselines(dataset, splits, arguments.split, arguments.seed)
-        for fitted in track(
-            baselines,
-            description="Fitting",
-            total=len(TITLES) - len(missing),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        ):
-            content, predictions = judge(fitted, dataset, splits, arguments, metadata)
-            contents[fitted.name] = content
-            path = folder.path / f"predictions/{fitted.name}.parquet"
-            write_predictions(path, predictions, dataset.classes)
-        train = splits["train"]
-        probe = session_probe(
-            mean_std_features(train), train.sequences.rows, train.sequences.session
-        )
-        write_json(folder.path / "baselines.json", contents)
-        write_json(folder.path / "session_probe.json", probe)
-    print_summary(contents, missing, probe)
+        if (folder.path / MANIFEST).exists():
+            raise UsageError(
+                f"--output {arguments.output} is a dataset: give the baselines a folder of their "
+                "own, or that of a run"
+            )
+        if not arguments.overwrite:
+            check_free(folder, key)
+        splits = read_splits(dataset, sequence, arguments.split, arguments.cache)
+        found = fit_and_judge(dataset, splits, arguments, key)
+        write_baselines(folder, found)
+    print_summary(found.contents, missing_baselines(dataset), found.session_probe)
     for text in dict.fromkeys(str(warning.message).partition("\n")[0] for warning in caught):
         print(f"note: some of the fits are ill-posed, with too little data: {text}")
     print(f"All numbers and predictions are in {arguments.output}")
 
 
+def fit_and_judge(
+    dataset: DatasetFolder,
+    splits: Mapping[str, SplitFeatures],
+    arguments: argparse.Namespace,
+    key: Mapping[str, Any],
+) -> Baselines:
+    """Return every baseline that the dataset allows, and the session probe.
+
+    Parameters
+    ----------
+    dataset : DatasetFolder
+    splits : mapping
+        Of `read_splits`.
+    arguments : argparse.Namespace
+    key : mapping
+        What tells these baselines from others; it goes into the metrics of each.
+    """
+    metadata = {**key, "git_commit": git_commit()}
+    contents, predictions = {}, {}
+    for fitted in track(
+        fit_baselines(dataset, splits, arguments.split, arguments.seed),
+        description="Fitting",
+        total=len(TITLES) - len(missing_baselines(dataset)),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ):
+        judged = judge(fitted, dataset, splits, arguments, metadata)
+        contents[fitted.name], predictions[fitted.name] = judged
+    train = splits["train"]
+    probe = session_probe(mean_std_features(train), train.sequences.rows, train.sequences.session)
+    return Baselines(arguments.output, contents, predictions, probe)
+
+
 def read_splits(
-    dataset: DatasetFolder, sequence: SequenceConfig, judged: str
+    dataset: DatasetFolder, sequence: SequenceConfig, judged: str, cache: str | None = None
 ) -> dict[str, SplitFeatures]:
     """Read every shard once, refuse a dataset that leaks, and cut its trials into sequences.
 
@@ -151,6 +185,8 @@ def read_splits(
     dataset : DatasetFolder
     sequence : SequenceConfig
     judged : str
+    cache : str, optional
+        Folder on a disk of this machine for the shards of a dataset behind a URL.
 
     Returns
     -------
@@ -169,6 +205,9 @@ def read_splits(
         split: TrialFeatures.empty(dataset.splits[split].trials, *dataset.shape) for split in SPLITS
     }
     n_trials = sum(split.trials for split in dataset.splits.values())
+    if cache is not None and not dataset.storage.is_local:
+        with reading_progress("Fetching shards", n_trials) as advance:
+            dataset = cache_shards(dataset, SPLITS, Path(cache), advance)
     with reading_progress(f"Reading {dataset.url}", n_trials) as advance:
         indices = {
             split: scan_split(dataset, split, partial(TrialFeatures.add, features[split]), advance)
@@ -200,6 +239,7 @@ def _check_sequences(
     if lacking:
         raise TrainerError(f"train holds no {wanted} of class {', '.join(lacking)}: {advice}")
     if judged in splits:
+        check_classes(dataset, judged, sequence, splits[judged].trials, splits[judged].sequences)
         return
     if not dataset.splits[judged].trials:
         other = next((name for name in ("test", "val") if name in splits), None)
@@ -228,6 +268,7 @@ def judge(
         temperature,
         {"title": TITLES[fitted.name], "settings": fitted.settings, **metadata},
     )
+    content["notes"] += lost_note(test.trials, test.sequences, arguments.max_gap, dataset.classes)
     return content, predictions
 
 

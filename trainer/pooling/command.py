@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from trainer.config import Config
-from trainer.console import print_table
+from trainer.baselines.folder import (
+    BASELINES,
+    Baselines,
+    baselines_command,
+    baselines_key,
+    list_unfit,
+    open_baselines,
+    read_baselines,
+    remove_baselines,
+    write_baselines,
+)
+from trainer.console import format_estimate, print_table
 from trainer.data.dataset_folder import MANIFEST
+from trainer.data.storage import DatasetError
 from trainer.errors import TrainerError, UsageError
 from trainer.evaluation.command import git_commit, print_metrics
+from trainer.evaluation.levels import LEVELS
 from trainer.evaluation.predictions import Predictions, read_predictions, write_predictions
-from trainer.evaluation.results import evaluate_predictions
-from trainer.run_folder import is_remote, local_path, open_run, write_json
+from trainer.evaluation.results import evaluate_predictions, paired_difference
+from trainer.pooling.baselines import choose_baselines, pool_baselines
+from trainer.pooling.coverage import HeldSession, open_fold_dataset, read_sessions, unpredicted
+from trainer.pooling.folds import (
+    Fold,
+    check_alike,
+    check_options,
+    fold_content,
+    pool,
+    pooled_fingerprint,
+    shared_config,
+)
+from trainer.report.contents import METRIC_FIELDS
+from trainer.report.verdict import Score, judge, verdict_level
+from trainer.run_folder import (
+    RunFolder,
+    check_fields,
+    is_remote,
+    local_path,
+    open_run,
+    read_json,
+    write_json,
+)
 from trainer.trained_model import read_run_config
 
 SPLIT = "test"
-
-
-@dataclass(frozen=True)
-class Fold:
-    """What one run says of its test split.
-
-    Attributes
-    ----------
-    url : str
-    config : Config
-    predictions : Predictions
-    classes : tuple of str
-    metrics : dict
-        Content of ``metrics/test.json``.
-    """
-
-    url: str
-    config: Config
-    predictions: Predictions
-    classes: tuple[str, ...]
-    metrics: dict[str, Any]
+METRICS = f"metrics/{SPLIT}.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,18 +64,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="DIR",
-        help="gets predictions/ and metrics/ of all folds, as a run folder has them",
+        help="gets predictions/, metrics/ and baselines.json of all folds, as a run folder has "
+        "them; `report` makes a page of it",
+    )
+    parser.add_argument(
+        "--baselines",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help=f"folder that `baselines` wrote for one of the folds, or its {BASELINES}; may be "
+        "given more than once (default: the run folders)",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluate the test predictions of all folds as one.
+    """Evaluate the test predictions of all folds as one, beside those of the baselines.
 
     Raises
     ------
     UsageError
-        If there are fewer than two runs, they do not fit together, or the output is a run or a
-        dataset.
+        If there are fewer than two runs, they do not fit together, or the output is a run, a
+        dataset or the result of other runs.
     TrainerError
         If a run was not evaluated.
     """
@@ -72,111 +92,138 @@ def run(arguments: argparse.Namespace) -> None:
     _check_output(arguments.output, urls)
     with ExitStack() as stack:
         output = stack.enter_context(open_run(arguments.output, with_weights=False))
-        for name, what in (("config.yaml", "run"), (MANIFEST, "dataset")):
-            if (output.path / name).exists():
-                raise UsageError(
-                    f"--output {arguments.output} is a {what}: give the result a folder of its own"
-                )
-        folds = [
-            _read(stack.enter_context(open_run(url, with_weights=False)).path, url) for url in urls
-        ]
+        _check_content(output, urls)
+        given = [open_baselines(stack, url) for url in arguments.baselines]
+        folders = [stack.enter_context(open_run(url, with_weights=False)) for url in urls]
+        folds = [_read(folder, url, given) for folder, url in zip(folders, urls, strict=True)]
         pooled = pool([fold.predictions for fold in folds], urls)
-        _check_alike(folds)
-        first = folds[0]
-        content = evaluate_predictions(
-            pooled,
-            first.classes,
-            first.config.evaluation,
-            first.config.train.seed,
-            metadata={
-                "split": SPLIT,
-                "folds": [
-                    {"run": fold.url, "dataset_fingerprint": fold.metrics["dataset_fingerprint"]}
-                    for fold in folds
-                ],
-                "git_commit": git_commit(),
-                "n_trials": first.config.sequence.n_trials,
-            },
-        )
-        path = output.path / f"predictions/{SPLIT}.parquet"
-        write_predictions(path, pooled, first.classes)
-        write_json(output.path / f"metrics/{SPLIT}.json", content)
+        check_alike(folds)
+        content, baselines = evaluate_folds(folds, pooled)
+        if baselines is None:
+            remove_baselines(output)
+        else:
+            write_baselines(output, baselines)
+        write_predictions(output.path / f"predictions/{SPLIT}.parquet", pooled, content["classes"])
+        # Last: it says that all the rest is there.
+        write_json(output.path / METRICS, content)
     _print_folds(folds)
     print_metrics(f"{SPLIT} of {len(folds)} folds, with 95 % intervals:", content)
-    print(f"Written to {arguments.output}: predictions/ and metrics/")
+    _print_verdict(folds, pooled, content, baselines)
+    print(
+        f"Written to {arguments.output}: predictions/ and metrics/; one page of it: "
+        f"python -m trainer report {shlex.quote(arguments.output)}"
+    )
+
+
+def evaluate_folds(
+    folds: Sequence[Fold], pooled: Predictions
+) -> tuple[dict[str, Any], Baselines | None]:
+    """Return the pooled metrics, and the pooled baselines where every fold has them.
+
+    Parameters
+    ----------
+    folds : sequence of Fold
+    pooled : Predictions
+        Of their models.
+
+    Raises
+    ------
+    UsageError
+        If their datasets were not computed alike.
+    """
+    first = folds[0]
+    config, seed = first.config, first.config.train.seed
+    fingerprint = pooled_fingerprint([fold.metrics["dataset_fingerprint"] for fold in folds])
+    metadata = {
+        **baselines_key(fingerprint, SPLIT, config.sequence),
+        "git_commit": git_commit(),
+    }
+    held, unknown = _held_sessions(folds)
+    content = evaluate_predictions(
+        pooled,
+        first.classes,
+        config.evaluation,
+        seed,
+        metadata={
+            **metadata,
+            "folds": [fold_content(fold) for fold in folds],
+            "config": shared_config([fold.config for fold in folds]),
+            "unpredicted": {
+                **unpredicted(held, pooled.session, config.sequence.n_trials),
+                "unknown": unknown,
+            },
+        },
+    )
+    found = [fold.baselines for fold in folds if fold.baselines is not None]
+    if len(found) < len(folds):
+        return content, None
+    return content, pool_baselines(found, first.classes, config.evaluation, seed, metadata)
+
+
+def _held_sessions(folds: Sequence[Fold]) -> tuple[dict[str, list[HeldSession]], list[str]]:
+    """Return the sessions of every fold's dataset, and why those of others are not known.
+
+    Raises
+    ------
+    UsageError
+        If the datasets were not computed alike.
+    """
+    held, options, unknown = {}, {}, []
+    for fold in folds:
+        try:
+            dataset = open_fold_dataset(fold.data, fold.metrics["dataset_fingerprint"])
+            held[fold.url], options[fold.url] = read_sessions(dataset), dataset.options
+        except DatasetError as error:
+            unknown.append(str(error))
+    check_options(options)
+    return held, unknown
+
+
+def _place(url: str) -> str:
+    return url.rstrip("/") if is_remote(url) else str(local_path(url).resolve())
 
 
 def _check_output(output: str, urls: Sequence[str]) -> None:
     """Refuse to write over one of the runs, whatever it was evaluated with."""
-
-    def place(url: str) -> str | Path:
-        return url.rstrip("/") if is_remote(url) else local_path(url).resolve()
-
-    if place(output) in [place(url) for url in urls]:
+    if _place(output) in map(_place, urls):
         raise UsageError(
             f"--output {output} is one of the runs: give the result a folder of its own"
         )
 
 
-def pool(parts: Sequence[Predictions], names: Sequence[str]) -> Predictions:
-    """Return the predictions of several models on different animals as one set.
-
-    Parameters
-    ----------
-    parts : sequence of Predictions
-    names : sequence of str
-        What the parts are called in messages.
-
-    Raises
-    ------
-    UsageError
-        If there are fewer than two parts, or a session or subject is in two of them: it would
-        count twice, and one of the models may have been trained on it.
-    """
-    if len(parts) < 2:
-        raise UsageError("give the runs of two folds or more")
-    _check_disjoint([set(part.session) for part in parts], names, "session")
-    _check_disjoint([set(part.subject) - {None} for part in parts], names, "subject")
-    if len({part.trial_nums.shape[1] for part in parts}) > 1:
-        raise UsageError("the runs differ in the trials of a sequence (sequence.n_trials)")
-    return Predictions.concatenate(parts)
-
-
-def _check_disjoint(members: Sequence[set[Any]], names: Sequence[str], unit: str) -> None:
-    found: dict[str, str] = {}
-    for ids, name in zip(members, names, strict=True):
-        for member in sorted(ids):
-            if member in found:
-                raise UsageError(
-                    f"{unit} {member} is in test in both {found[member]} and {name}: pool runs "
-                    "whose test splits share no animal (python -m beam_pipeline folds)"
-                )
-            found[member] = name
-
-
-def _read(path: Path, url: str) -> Fold:
-    metrics = path / f"metrics/{SPLIT}.json"
-    if not metrics.exists():
-        raise TrainerError(f"{url} holds no metrics/{SPLIT}.json: python -m trainer evaluate {url}")
-    predictions, classes = read_predictions(path / f"predictions/{SPLIT}.parquet")
-    return Fold(
-        url, read_run_config(path)[0], predictions, classes, json.loads(metrics.read_text())
-    )
-
-
-def _check_alike(folds: Sequence[Fold]) -> None:
-    first = folds[0]
-    for fold in folds[1:]:
-        if fold.classes != first.classes:
+def _check_content(output: RunFolder, urls: Sequence[str]) -> None:
+    """Refuse to write over a run, a dataset or the pooled result of other runs."""
+    for name, what in (("config.yaml", "run"), (MANIFEST, "dataset")):
+        if (output.path / name).exists():
             raise UsageError(
-                f"{first.url} tells {', '.join(first.classes)} apart, "
-                f"{fold.url} {', '.join(fold.classes)}"
+                f"--output {output.url} is a {what}: give the result a folder of its own"
             )
-        for part in ("model", "sequence"):
-            if getattr(fold.config, part) != getattr(first.config, part):
-                raise UsageError(
-                    f"{fold.url} has another {part} than {first.url}: compare their config.yaml"
-                )
+    try:
+        pooled = [fold["run"] for fold in read_json(output.path / METRICS)["folds"]]
+    except (TrainerError, KeyError, TypeError):
+        return
+    left = [url for url in pooled if _place(url) not in map(_place, urls)]
+    if left:
+        raise UsageError(
+            f"--output {output.url} holds the result of other runs ({', '.join(left)}): give this "
+            "one a folder of its own, or remove that one"
+        )
+
+
+def _read(folder: RunFolder, url: str, given: Sequence[Baselines]) -> Fold:
+    path = folder.path / METRICS
+    if not path.exists():
+        raise TrainerError(f"{url} holds no {METRICS}: python -m trainer evaluate {url}")
+    config, data = read_run_config(folder.path)
+    metrics = check_fields(path, read_json(path), METRIC_FIELDS)
+    predictions, classes = read_predictions(folder.path / f"predictions/{SPLIT}.parquet")
+    own = read_baselines(folder)
+    baselines, unfit = choose_baselines(
+        [*([own] if own else []), *given],
+        baselines_key(metrics["dataset_fingerprint"], SPLIT, config.sequence),
+        predictions,
+    )
+    return Fold(url, data, config, predictions, classes, metrics, baselines, unfit)
 
 
 def _print_folds(folds: Sequence[Fold]) -> None:
@@ -195,3 +242,65 @@ def _print_folds(folds: Sequence[Fold]) -> None:
     unit = folds[0].metrics["groups"]["unit"]
     header = ["run", f"{unit}s", "sequences", "accuracy", "balanced accuracy", "AUC"]
     print_table("Each fold's test split, at sequence level:", header, rows)
+
+
+def _print_verdict(
+    folds: Sequence[Fold],
+    pooled: Predictions,
+    content: Mapping[str, Any],
+    baselines: Baselines | None,
+) -> None:
+    """Print the model beside the baselines, and in one line each what follows from it."""
+    level, first = verdict_level(content), folds[0].config
+    differences: dict[str, Score] = {}
+    if baselines is not None:
+        for name, predictions in baselines.predictions.items():
+            paired = paired_difference(pooled, predictions, first.evaluation, first.train.seed)
+            if (score := Score.of(paired, level)) is not None:
+                differences[name] = score
+        _print_baselines(content, baselines, differences, level)
+    headline, *others = judge(content, baselines.contents if baselines else {}, differences)
+    print(f"Verdict: {headline.title}. {headline.text}")
+    for finding in others:
+        # Notes stand below the metrics already.
+        if finding.tone != "note":
+            print(f"{finding.tone.capitalize()}: {finding.title}. {finding.text}")
+    for fold in folds:
+        if fold.baselines is None:
+            print(
+                f"{fold.url} has no baselines of its sequences{list_unfit(fold.unfit_baselines)}. "
+                f"Run: {fold_baselines_command(fold)}"
+            )
+
+
+def fold_baselines_command(fold: Fold) -> str:
+    """Return the command that puts baselines on a fold's sequences into its run's folder."""
+    return baselines_command(
+        fold.data,
+        fold.url,
+        SPLIT,
+        fold.config.sequence,
+        cache=fold.config.loader.cache,
+        # Others that stand there are in the way.
+        overwrite=fold.url in fold.unfit_baselines,
+    )
+
+
+def _print_baselines(
+    content: Mapping[str, Any],
+    baselines: Baselines,
+    differences: Mapping[str, Score],
+    level: str,
+) -> None:
+    levels = [name for name in LEVELS if name in content]
+    named = {"": {"title": "ViT", **content}, **baselines.contents}
+    rows = [
+        [
+            entry["title"],
+            *(format_estimate(entry[name]["auc"], decimals=2) for name in levels),
+            differences[name].signed() if name in differences else "",
+        ]
+        for name, entry in named.items()
+    ]
+    header = ["", *(f"AUC, {name}" for name in levels), f"ViT minus this, {level}"]
+    print_table("Beside the baselines, on the same sequences:", header, rows)

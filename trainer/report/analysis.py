@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.baselines.folder import (
+    Baselines,
+    baselines_command,
+    baselines_key,
+    list_unfit,
+    mismatch,
+)
 from trainer.evaluation.predictions import PredictionsError, average_over_windows
 from trainer.evaluation.results import evaluate_predictions, paired_difference
-from trainer.report.contents import Baselines, RunContents
+from trainer.report.contents import RunContents
 from trainer.report.verdict import Finding, Score, judge, more_trials_finding, verdict_level
 
 
@@ -98,7 +105,7 @@ def analyse(run: RunContents, candidates: Sequence[Baselines]) -> RunAnalysis:
     """
     split = judged_split(run)
     metrics = run.metrics.get(split)
-    unfit = {candidate.url: mismatch(run, split, candidate) for candidate in candidates}
+    unfit = {candidate.url: why_unfit(run, split, candidate) for candidate in candidates}
     baselines = next((c for c in candidates if not unfit[c.url]), None)
     differences = {}
     if baselines is not None and split in run.predictions:
@@ -112,8 +119,10 @@ def analyse(run: RunContents, candidates: Sequence[Baselines]) -> RunAnalysis:
         found = {name: Score.of(content, level) for name, content in differences.items()}
         scores = {name: score for name, score in found.items() if score is not None}
     findings = judge(metrics, baselines.contents if baselines else {}, scores)
-    reasons = [] if baselines else [f"{url} {reason}" for url, reason in unfit.items()]
-    missing = list(_missing(run, split, baselines, reasons))
+    unfit = {} if baselines else unfit
+    missing = list(
+        _missing_of_pooled(run, baselines) if run.folds else _missing(run, split, baselines, unfit)
+    )
     return RunAnalysis(run, split, metrics, baselines, differences, findings, missing)
 
 
@@ -123,25 +132,19 @@ def judged_split(run: RunContents) -> str:
     return "val" if no_test else "test"
 
 
-def mismatch(run: RunContents, split: str, baselines: Baselines) -> str:
+def why_unfit(run: RunContents, split: str, baselines: Baselines) -> str:
     """Return why baselines cannot stand beside a run; empty if they can."""
-    content = next(iter(baselines.contents.values()))
     if run.fingerprint is None:
         return "cannot be compared: nothing says which dataset the run is of"
-    if content["dataset_fingerprint"] != run.fingerprint:
-        return "is of another dataset"
-    if content["split"] != split:
-        return f"is of {content['split']}, not {split}"
-    sequence = run.sequence
-    wanted = {
-        "n_trials": sequence.n_trials,
-        "stride": sequence.resolved_stride,
-        "max_gap": sequence.max_gap,
-    }
-    differing = [
-        f"{name} {content[name]}, not {v}" for name, v in wanted.items() if content[name] != v
-    ]
-    return f"is of other sequences: {', '.join(differing)}" if differing else ""
+    wanted = baselines_key(run.fingerprint, split, run.sequence)
+    reason = mismatch(next(iter(baselines.contents.values())), wanted)
+    return f"are {reason}" if reason else ""
+
+
+def fold_runs(runs: Sequence[RunContents]) -> list[RunContents]:
+    """Return the runs that are folds of a cross-validation among them."""
+    tested = {fold["dataset_fingerprint"] for run in runs for fold in run.folds}
+    return [run for run in runs if not run.folds and run.fingerprint in tested]
 
 
 def compare_with_averages(runs: Sequence[RunContents]) -> Iterator[MoreTrials | Missing]:
@@ -155,7 +158,12 @@ def compare_with_averages(runs: Sequence[RunContents]) -> Iterator[MoreTrials | 
         evaluated = split in longer.predictions and split in longer.metrics
         if longer.sequence.n_trials == 1 or not evaluated:
             continue
-        if not singles:
+        if not singles and longer.folds:
+            yield Missing(
+                f"No pooled one-trial runs to average stand beside {longer.name}: train one on "
+                "each fold, pool them and give the report both."
+            )
+        elif not singles:
             both = _command("report", longer.url, _single_url(longer))
             yield Missing(
                 f"No one-trial run to average stands beside {longer.name}: train one alike and "
@@ -204,8 +212,17 @@ def _compare(single: RunContents, longer: RunContents, split: str) -> MoreTrials
 
 
 def _missing(
-    run: RunContents, split: str, baselines: Baselines | None, reasons: Sequence[str]
+    run: RunContents, split: str, baselines: Baselines | None, unfit: Mapping[str, str]
 ) -> Iterator[Missing]:
+    make_baselines = baselines_command(
+        run.data,
+        run.url,
+        split,
+        run.sequence,
+        cache=run.config.get("loader", {}).get("cache"),
+        # Others that stand there are in the way.
+        overwrite=run.url in unfit,
+    )
     if run.best_step is None and not run.metrics:
         yield Missing("No epoch of the training is done.", run.command or train_command(run))
     if run.dataset is None:
@@ -220,15 +237,14 @@ def _missing(
             evaluate_command(run, split),
         )
     if baselines is None:
-        found = f" ({'; '.join(reasons)})" if reasons else ""
         yield Missing(
-            f"There are no baselines of the same sequences{found}.", baselines_command(run, split)
+            f"There are no baselines of the same sequences{list_unfit(unfit)}.", make_baselines
         )
     elif baselines.contents.keys() - baselines.predictions.keys():
         yield Missing(
             f"Without the predictions in {baselines.url}/predictions the ViT and a baseline are "
             "compared by their intervals, which see less than a paired difference.",
-            baselines_command(run, split),
+            make_baselines,
         )
     if not run.attention:
         yield Missing("There are no attention maps.", attention_command(run, split))
@@ -236,6 +252,29 @@ def _missing(
         yield Missing(
             "The attention maps are of an earlier checkpoint.", attention_command(run, split)
         )
+
+
+def _missing_of_pooled(run: RunContents, baselines: Baselines | None) -> Iterator[Missing]:
+    if baselines is not None:
+        return
+    lacking = [fold for fold in run.folds if not fold["baselines"]]
+    for fold in lacking:
+        unfit = fold["unfit_baselines"]
+        yield Missing(
+            f"{fold['run']} has no baselines of its sequences{list_unfit(unfit)}.",
+            baselines_command(
+                fold["data"],
+                fold["run"],
+                judged_split(run),
+                run.sequence,
+                cache=run.config.get("loader", {}).get("cache"),
+                overwrite=fold["run"] in unfit,
+            ),
+        )
+    when = "When every fold has them, pool" if lacking else "Pool"
+    yield Missing(
+        f"There are no baselines of the sequences of all folds. {when} the runs again.", run.command
+    )
 
 
 def train_command(run: RunContents) -> str:
@@ -262,16 +301,6 @@ def evaluate_command(run: RunContents, split: str) -> str:
 def attention_command(run: RunContents, split: str) -> str:
     """Return the command that makes a run's attention maps."""
     return _command("attention", run.url, *([] if split == "test" else ["--split", split]))
-
-
-def baselines_command(run: RunContents, split: str) -> str:
-    """Return the command that puts baselines on the run's sequences into its folder."""
-    sequence = run.sequence
-    words = ["--output", run.url, "--sequence.n_trials", str(sequence.n_trials)]
-    words += ["--sequence.stride", str(sequence.resolved_stride)]
-    if sequence.max_gap:
-        words += ["--sequence.max_gap", str(sequence.max_gap)]
-    return _command("baselines", run.data, *words, *([] if split == "test" else ["--split", split]))
 
 
 def _command(*words: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from trainer.baselines.folder import BASELINES, open_baselines, read_baselines
 from trainer.errors import UsageError
 from trainer.report.analysis import (
     Missing,
@@ -14,8 +15,9 @@ from trainer.report.analysis import (
     RunAnalysis,
     analyse,
     compare_with_averages,
+    fold_runs,
 )
-from trainer.report.contents import BASELINES, Baselines, read_baselines, read_run
+from trainer.report.contents import read_folder
 from trainer.report.page import render
 from trainer.report.verdict import Finding
 from trainer.run_folder import is_remote, open_run, write_file
@@ -29,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="run folders, or gs:// URLs; with a one-trial run among them, the others are compared "
-        "with its averages over the same trials",
+        help="run folders, what `pool` made of those of a cross-validation, or gs:// URLs; with a "
+        "one-trial run among them, the others are compared with its averages over the same trials",
     )
     parser.add_argument(
         "--baselines",
@@ -55,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     UsageError
         If a run is given twice, or --baselines holds none.
     TrainerError
-        If a folder is no run, or a file is damaged.
+        If a folder is neither a run nor a pooled one, or a file is damaged.
     """
     urls = [url.rstrip("/") for url in arguments.runs]
     twice = {url for url in urls if urls.count(url) > 1}
@@ -64,15 +66,19 @@ def run(arguments: argparse.Namespace) -> None:
     with ExitStack() as stack:
         folders = [stack.enter_context(open_run(url, with_weights=False)) for url in urls]
         runs = [
-            read_run(folder, name) for folder, name in zip(folders, short_names(urls), strict=True)
+            read_folder(folder, name)
+            for folder, name in zip(folders, short_names(urls), strict=True)
         ]
-        given = [_given_baselines(stack, url) for url in arguments.baselines]
+        given = [open_baselines(stack, url) for url in arguments.baselines]
         own = [read_baselines(folder) for folder in folders]
         analyses = [
             analyse(run, [b for b in (mine, *given) if b is not None])
             for run, mine in zip(runs, own, strict=True)
         ]
-        comparisons = list(compare_with_averages(runs))
+        # What is read first is what all folds say together.
+        analyses.sort(key=lambda analysis: not analysis.run.folds)
+        parts = fold_runs(runs)
+        comparisons = list(compare_with_averages([run for run in runs if run not in parts]))
         write_file(
             arguments.output or str(folders[0].path / PAGE),
             render(analyses, comparisons).encode(),
@@ -100,14 +106,3 @@ def _print_summary(
             print(f"{where}{line.title}. {line.text}")
         else:
             print(f"{where}{line.what}{f' Run: {line.command}' if line.command else ''}")
-
-
-def _given_baselines(stack: ExitStack, url: str) -> Baselines:
-    inner = url.removesuffix(BASELINES).rstrip("/") or "."
-    folder = stack.enter_context(open_run(inner, with_weights=False))
-    found = read_baselines(folder)
-    if found is None:
-        raise UsageError(
-            f"--baselines {url} holds no {BASELINES} (python -m trainer baselines writes one)"
-        )
-    return found

@@ -1,8 +1,9 @@
-"""What a run folder holds so far."""
+"""What a run folder, or the pooled one of a cross-validation, holds so far."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,49 +12,31 @@ from typing import Any
 import yaml
 
 from trainer.attention.file import AttentionMaps, read_maps
+from trainer.baselines.folder import BASELINES
 from trainer.config import EvaluationConfig, SequenceConfig
-from trainer.data.dataset_folder import DatasetFolder, open_dataset
+from trainer.data.dataset_folder import MANIFEST, DatasetFolder, open_dataset
 from trainer.data.storage import DatasetError
 from trainer.errors import TrainerError
 from trainer.evaluation.predictions import Predictions, read_predictions
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, check_fields, read_json
 from trainer.training.checkpoint import read_marker
 
 SPLITS = ("train", "val", "test")
-BASELINES = "baselines.json"
-SESSION_PROBE = "session_probe.json"
-#: What every evaluation writes, what that of a run adds, and what that of a baseline adds.
+CONFIG = "config.yaml"
+#: Written last by `pool`.
+POOLED = "metrics/test.json"
 _FIELDS = {"split", "dataset_fingerprint", "n_trials", "classes", "groups", "permutation"}
-_FIELDS |= {"calibration", "notes", "sequence", "session"}
-METRIC_FIELDS = frozenset(_FIELDS | {"checkpoint", "git_commit", "versions"})
-BASELINE_FIELDS = frozenset(_FIELDS | {"title", "stride", "max_gap"})
-
-
-@dataclass(frozen=True, eq=False)
-class Baselines:
-    """What simple models make of a split.
-
-    Attributes
-    ----------
-    url : str
-        Where they were found.
-    contents : dict
-        {name: metrics as of a run}.
-    predictions : dict
-        {name: predictions}; those that are there.
-    session_probe : dict or None
-        How well single sequences tell their session.
-    """
-
-    url: str
-    contents: dict[str, dict[str, Any]]
-    predictions: dict[str, Predictions]
-    session_probe: dict[str, Any] | None
+_FIELDS |= {"calibration", "notes", "sequence", "session", "git_commit"}
+#: What every evaluation of a run writes, and what `pool` does.
+METRIC_FIELDS = frozenset(_FIELDS | {"checkpoint", "versions"})
+POOLED_FIELDS = frozenset(_FIELDS | {"config", "folds", "unpredicted"})
 
 
 @dataclass(frozen=True, eq=False)
 class RunContents:
-    """A run folder as the report reads it; whatever is not there is empty or None.
+    """A run folder, or a pooled one, as the report reads it.
+
+    Whatever is not there is empty or None.
 
     Attributes
     ----------
@@ -62,7 +45,7 @@ class RunContents:
     name : str
         Short, and unique in the report.
     config : dict
-        ``config.yaml``.
+        ``config.yaml``; of a pooled folder, what its runs have alike.
     command : str
         What started the run, the first line of ``config.yaml``.
     log : tuple of dict
@@ -81,6 +64,8 @@ class RunContents:
         None where it cannot be opened, or is no longer what the run was trained on.
     dataset_error : str
         Why not.
+    folds : tuple of dict
+        What a pooled folder says of each of its runs; empty of a run.
     """
 
     url: str
@@ -95,11 +80,12 @@ class RunContents:
     best_step: int | None
     dataset: DatasetFolder | None
     dataset_error: str
+    folds: tuple[dict[str, Any], ...] = ()
 
     @property
     def data(self) -> str:
-        """Folder or URL of the dataset."""
-        return str(self.config["data"])
+        """Folder or URL of the dataset; empty of a pooled folder, which has several."""
+        return str(self.config.get("data", ""))
 
     @property
     def fingerprint(self) -> str | None:
@@ -125,8 +111,8 @@ class RunContents:
         return int(self.config["train"]["seed"])
 
 
-def read_run(folder: RunFolder, name: str) -> RunContents:
-    """Read all that a run folder holds for a report.
+def read_folder(folder: RunFolder, name: str) -> RunContents:
+    """Read all that a run folder, or a pooled one, holds for a report.
 
     Parameters
     ----------
@@ -137,19 +123,41 @@ def read_run(folder: RunFolder, name: str) -> RunContents:
     Raises
     ------
     TrainerError
-        If it is no run folder, or a file in it is damaged.
+        If it is neither, or a file in it is damaged.
     """
-    path = folder.path / "config.yaml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise TrainerError(
-            f"{folder.url} has no config.yaml: it is no run folder "
-            "(python -m trainer train makes one)"
-        ) from error
+    if (folder.path / CONFIG).is_file():
+        return _read_run(folder, name)
+    if _is_pooled(folder.path / POOLED):
+        return _read_pooled(folder, name)
+    raise TrainerError(
+        f"{folder.url} {_what_it_is(folder)}: give a run folder (python -m trainer train makes "
+        "one) or the folds of a cross-validation (python -m trainer pool)"
+    )
+
+
+def _what_it_is(folder: RunFolder) -> str:
+    if not folder.path.exists():
+        return "does not exist"
+    if not folder.path.is_dir():
+        return "is a file"
+    if (folder.path / MANIFEST).is_file():
+        return "is a dataset, not a run"
+    if (folder.path / BASELINES).is_file():
+        return "holds baselines alone (--baselines takes them), not a run"
+    return f"has no {CONFIG}: it is no run folder"
+
+
+def _is_pooled(path: Path) -> bool:
+    content = read_json(path) if path.is_file() else None
+    return isinstance(content, dict) and "folds" in content
+
+
+def _read_run(folder: RunFolder, name: str) -> RunContents:
+    path = folder.path / CONFIG
+    text = path.read_text(encoding="utf-8")
     config = _parse_config(path, text)
     metrics = {
-        split: _checked(path, read_json(path), METRIC_FIELDS)
+        split: check_fields(path, read_json(path), METRIC_FIELDS)
         for split, path in _files(folder, "metrics", ".json")
     }
     dataset, dataset_error = _find_dataset(config["data"], metrics)
@@ -176,65 +184,48 @@ def read_run(folder: RunFolder, name: str) -> RunContents:
     )
 
 
-def read_baselines(folder: RunFolder) -> Baselines | None:
-    """Read what ``baselines`` has written to a folder; None where it holds none.
-
-    Raises
-    ------
-    TrainerError
-        If a file is damaged.
-    """
-    path = folder.path / BASELINES
-    if not path.is_file():
-        return None
-    contents = read_json(path)
-    if not contents or not isinstance(contents, dict):
-        raise TrainerError(f"{path} holds no baseline: python -m trainer baselines makes it again")
-    for content in contents.values():
-        _checked(path, content, BASELINE_FIELDS)
-    tables = {name: folder.path / f"predictions/{name}.parquet" for name in contents}
-    probe = folder.path / SESSION_PROBE
-    return Baselines(
-        folder.url,
-        contents,
-        {name: read_predictions(table)[0] for name, table in tables.items() if table.is_file()},
-        read_json(probe) if probe.is_file() else None,
-    )
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises
-    ------
-    TrainerError
-        If it cannot be read.
-    """
+def _read_pooled(folder: RunFolder, name: str) -> RunContents:
+    path = folder.path / POOLED
+    content = check_fields(path, read_json(path), POOLED_FIELDS)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainerError(f"{path} cannot be read ({error}): make it again") from error
-
-
-def _checked(path: Path, content: Any, fields: frozenset[str]) -> Any:
-    missing = sorted(fields - set(content)) if isinstance(content, dict) else sorted(fields)
-    if missing:
-        raise TrainerError(
-            f"{path} lacks {', '.join(missing)}: it was not written by this version; make it again"
-        )
-    return content
+        config = _checked_config(content["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainerError(f"{path} is damaged ({error}): pool the runs again") from error
+    read = {
+        split: read_predictions(path) for split, path in _files(folder, "predictions", ".parquet")
+    }
+    runs = [fold["run"] for fold in content["folds"]]
+    return RunContents(
+        url=folder.url,
+        name=name,
+        config=config,
+        command=f"python -m trainer pool {shlex.join([*runs, '--output', folder.url])}",
+        log=(),
+        metrics={content["split"]: content},
+        predictions={split: predictions for split, (predictions, _) in read.items()},
+        attention={},
+        classes=tuple(content["classes"]),
+        best_step=None,
+        dataset=None,
+        dataset_error="",
+        folds=tuple(content["folds"]),
+    )
 
 
 def _parse_config(path: Path, text: str) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(text)
-        SequenceConfig(**config["sequence"])
-        EvaluationConfig(**config["evaluation"])
-        int(config["train"]["seed"])
+        config = _checked_config(yaml.safe_load(text))
         str(config["data"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise TrainerError(f"{path} is not the config of a run ({reason}): restore it") from error
+    return config
+
+
+def _checked_config(config: Any) -> dict[str, Any]:
+    SequenceConfig(**config["sequence"])
+    EvaluationConfig(**config["evaluation"])
+    int(config["train"]["seed"])
     assert isinstance(config, dict)
     return config
 

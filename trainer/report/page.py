@@ -16,11 +16,13 @@ from markupsafe import Markup, escape
 from trainer import __version__
 from trainer.attention.figures import VIEWS, attention_figure, attention_title
 from trainer.attention.file import METHODS, RANDOMIZED, AttentionMaps
+from trainer.evaluation.intervals import FEW_GROUPS
 from trainer.evaluation.levels import LEVELS, score_levels, study_design
 from trainer.evaluation.predictions import Predictions
 from trainer.report import figures, tables
-from trainer.report.analysis import Missing, MoreTrials, RunAnalysis
+from trainer.report.analysis import Missing, MoreTrials, RunAnalysis, fold_runs
 from trainer.report.contents import RunContents
+from trainer.report.fold_table import fold_rows
 from trainer.report.svg import inline_figure
 from trainer.report.verdict import CHANCE, Tone
 
@@ -49,15 +51,20 @@ def render(analyses: Sequence[RunAnalysis], comparisons: Sequence[MoreTrials | M
     environment.filters["count"] = lambda value: f"{value:,}"
     environment.filters["flags"] = mark_flags
     compared = [c for c in comparisons if isinstance(c, MoreTrials)]
+    parts = fold_runs([analysis.run for analysis in analyses])
+    whole = [analysis for analysis in analyses if analysis.run not in parts]
     return environment.get_template("page.html").render(
-        title=", ".join(analysis.run.name for analysis in analyses),
+        title=", ".join(analysis.run.name for analysis in whole),
         version=__version__,
         tones=Tone,
         metrics=[tables.METRIC_TITLES[name] for name in tables.OTHER_METRICS],
-        run_tables=tables.run_tables(analyses) if len(analyses) > 1 else [],
+        run_tables=tables.run_tables(whole) if len(whole) > 1 else [],
         comparisons=[_comparison(index, c) for index, c in enumerate(compared)],
         not_compared=[c for c in comparisons if isinstance(c, Missing)],
-        runs=[_run(index, analysis) for index, analysis in enumerate(analyses)],
+        runs=[
+            {**_run(index, analysis), "is_part": analysis.run in parts}
+            for index, analysis in enumerate(analyses)
+        ],
         most_sessions=MOST_SESSIONS,
     )
 
@@ -98,6 +105,7 @@ def _run(index: int, analysis: RunAnalysis) -> dict[str, Any]:
     predictions = run.predictions.get(split)
     drawn = dict(_figures(index, analysis))
     found = tables.baseline_tables(analysis)
+    folds, best = fold_rows(analysis)
     return {
         "analysis": analysis,
         "run": run,
@@ -106,6 +114,8 @@ def _run(index: int, analysis: RunAnalysis) -> dict[str, Any]:
         "split": split,
         "facts": _facts(analysis, predictions),
         "tables": found,
+        "folds": folds,
+        "fold_baseline": best,
         "splits": tables.split_rows(run),
         "sessions": tables.session_rows(predictions, run.classes) if predictions else [],
         "confusions": _confusions(analysis),
@@ -244,7 +254,24 @@ def _calibration(analysis: RunAnalysis) -> dict[str, Any] | None:
                 ]
                 rows.append((level, cells))
     titles = [tables.METRIC_TITLES[name][0] for name in content.get("sequence", {})]
-    return {"temperature": content["temperature"], "titles": titles, "rows": rows}
+    return {
+        "temperature": content["temperature"],
+        "titles": titles,
+        "rows": rows,
+        **_val_units(analysis.run),
+    }
+
+
+def _val_units(run: RunContents) -> dict[str, Any]:
+    """Return what a temperature rests on: ``rests_on`` as text, and whether that is ``few``."""
+    content = run.metrics.get("val")
+    if content is None:
+        return {"rests_on": "", "few": False}
+    groups, n = content["groups"], content["session"]["n"]
+    rests_on = f"{n:,} session{'' if n == 1 else 's'}"
+    if groups["unit"] == "subject":
+        rests_on += f" of {groups['n']:,} animal{'' if groups['n'] == 1 else 's'}"
+    return {"rests_on": rests_on, "few": min(groups["per_class"].values()) < FEW_GROUPS}
 
 
 def _attention(index: int, run: RunContents) -> Iterator[dict[str, Any]]:

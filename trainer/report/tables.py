@@ -296,7 +296,15 @@ def origin_rows(analysis: RunAnalysis) -> list[tuple[str, str]]:
     """Return (what, value) of where a run's numbers come from."""
     run, content = analysis.run, analysis.metrics or {}
     rows = [("Command", run.command), ("Dataset", run.data)]
-    rows.append(("Dataset fingerprint", run.fingerprint or "unknown"))
+    for fold in run.folds:
+        step, digest = fold["checkpoint"]["step"], fold["checkpoint"]["sha256"]
+        rows += [
+            (f"{fold['run']}, dataset", fold["data"]),
+            (f"{fold['run']}, dataset fingerprint", fold["dataset_fingerprint"]),
+            (f"{fold['run']}, checkpoint", f"step {step:,}, SHA-256 {digest}"),
+        ]
+    if not run.folds:
+        rows.append(("Dataset fingerprint", run.fingerprint or "unknown"))
     if run.dataset is not None:
         options = run.dataset.options
         rows += [
@@ -305,9 +313,10 @@ def origin_rows(analysis: RunAnalysis) -> list[tuple[str, str]]:
             if name in options
         ]
     if content:
+        rows.append(("Git commit", content["git_commit"] or "unknown"))
+    if content and not run.folds:
         checkpoint = content["checkpoint"]
         rows += [
-            ("Git commit", content["git_commit"] or "unknown"),
             ("Checkpoint", f"epoch {checkpoint['epoch']}, step {checkpoint['step']:,}"),
             ("Checkpoint SHA-256", checkpoint["sha256"]),
             *content["versions"].items(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -10,6 +10,12 @@ from typing import Any
 #: A result that cannot get below this p-value, whatever the model does, carries no claim.
 SIGNIFICANCE = 0.05
 CHANCE = 0.5
+#: Names that a finding lists; the rest is counted.
+_SHOWN = 8
+_LARGER_TEST = (
+    "test every animal once by cross-validation (python -m beam_pipeline folds), or make a dataset "
+    "with a larger test split (--split_ratios)"
+)
 
 
 class Tone(StrEnum):
@@ -63,10 +69,34 @@ class Score:
             return f"{self.value:.2f} (no interval)"
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
+    def signed(self) -> str:
+        """Return a difference as text."""
+        if self.low is None or self.high is None:
+            return f"{self.value:+.2f} (no interval)"
+        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
 
 def verdict_level(metrics: Mapping[str, Any]) -> str:
     """Return the level that claims are made at: subjects where they are known, else sessions."""
     return "subject" if "subject" in metrics else "session"
+
+
+def is_pooled(metrics: Mapping[str, Any]) -> bool:
+    """Return whether metrics are of the folds of a cross-validation."""
+    return "folds" in metrics
+
+
+def _place(metrics: Mapping[str, Any]) -> str:
+    if is_pooled(metrics):
+        return f"the test splits of {len(metrics['folds'])} folds"
+    return str(metrics["split"])
+
+
+def strongest(baselines: Mapping[str, Mapping[str, Any]], level: str) -> str | None:
+    """Return the baseline with the highest AUC at a level; None where none has one."""
+    scores = {name: Score.of(content, level) for name, content in baselines.items()}
+    values = {name: score.value for name, score in scores.items() if score is not None}
+    return max(values, key=lambda name: values[name]) if values else None
 
 
 def judge(
@@ -101,7 +131,8 @@ def judge(
         return [
             Finding(
                 Tone.PROBLEM, f"The {metrics['split']} split allows no verdict", _sentence(notes)
-            )
+            ),
+            *_unpredicted(metrics),
         ]
     rivals = {
         name: found
@@ -112,6 +143,7 @@ def judge(
     headline = _headline(score, level, rivals, titles, differences, metrics)
     others = [
         *_flattering(metrics),
+        *_unpredicted(metrics),
         *_too_few(metrics),
         *_chance(score, level, metrics),
         *_shortcuts(rivals, level),
@@ -128,7 +160,7 @@ def _headline(
     differences: Mapping[str, Score],
     metrics: Mapping[str, Any],
 ) -> Finding:
-    ours = f"At {level} level the ViT's AUC on {metrics['split']} is {score}"
+    ours = f"At {level} level the ViT's AUC on {_place(metrics)} is {score}"
     if not rivals:
         return Finding(
             Tone.WARNING,
@@ -143,10 +175,12 @@ def _headline(
     )
     if n_reaching:
         do = "does" if n_reaching == 1 else "do"
+        known = differences.get(best)
+        paired = f"; the paired difference from {titles[best]} is {known.signed()}" if known else ""
         return Finding(
             Tone.PROBLEM,
             "The ViT does not beat the baselines",
-            f"{against}. {_count(n_reaching, 'baseline')} {do} as well or better.",
+            f"{against}. {_count(n_reaching, 'baseline')} {do} as well or better{paired}.",
             f"Nothing here speaks for a transformer over {titles[best]}.",
         )
     shown, evidence = _is_separated(score, rivals[best], differences.get(best))
@@ -171,7 +205,7 @@ def _is_separated(score: Score, rival: Score, paired: Score | None) -> tuple[boo
         how = "excludes" if shown else "includes"
         if paired.low is None:
             how = "cannot exclude"
-        return shown, f"The paired difference, {_signed(paired)}, {how} 0"
+        return shown, f"The paired difference, {paired.signed()}, {how} 0"
     if score.low is None or rival.high is None:
         return False, "One of the two has no interval"
     if score.low > rival.high:
@@ -190,13 +224,48 @@ def _too_few(metrics: Mapping[str, Any]) -> Iterator[Finding]:
     permutation, groups = metrics["permutation"], metrics["groups"]
     counts = ", ".join(f"{n} {name}" for name, n in groups["per_class"].items())
     held = f"{_count(groups['n'], groups['unit'])} ({counts})"
+    where = "The folds hold" if is_pooled(metrics) else f"The {metrics['split']} split holds"
     yield Finding(
         Tone.PROBLEM,
         f"Too few {groups['unit']}s for any claim",
-        f"The {metrics['split']} split holds {held}. Even a perfect model has a p-value of "
+        f"{where} {held}. Even a perfect model has a p-value of "
         f"{permutation['smallest_p_value']:.2g} on them, by permutation.",
-        "Collect more, or make a dataset with a larger test split (--split_ratios).",
+        "Collect more." if is_pooled(metrics) else f"Collect more, {_LARGER_TEST}.",
     )
+
+
+def _unpredicted(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    """Say which sessions and animals of a cross-validation are no part of its result."""
+    left = metrics.get("unpredicted")
+    if left is None:
+        return
+    if left["sessions"]:
+        animals = left["subjects"] and f", and with them {_count(len(left['subjects']), 'animal')}"
+        by_reason: dict[str, list[str]] = {}
+        for entry in left["sessions"]:
+            of = f" of {entry['subject']}" if entry["subject"] else ""
+            by_reason.setdefault(entry["reason"], []).append(f"{entry['session']}{of}")
+        parts = [f"{_listed(names)}: {reason}" for reason, names in by_reason.items()]
+        if left["subjects"]:
+            parts.insert(0, f"No session of {_listed(left['subjects'])} counts")
+        yield Finding(
+            Tone.WARNING,
+            f"No fold predicted {_count(len(left['sessions']), 'session')}{animals or ''}",
+            f"{'. '.join(parts)}.",
+            "Pool the runs of all folds; where sessions are too short, lower --sequence.n_trials "
+            "or raise --sequence.max_gap.",
+        )
+    if left["unknown"]:
+        yield Finding(
+            Tone.WARNING,
+            "Whether every animal was predicted is not known",
+            f"{'; '.join(left['unknown'])}.",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _chance(score: Score, level: str, metrics: Mapping[str, Any]) -> Iterator[Finding]:
@@ -274,7 +343,7 @@ def more_trials_finding(
         return Finding(
             Tone.WARNING, f"Whether {n_trials} trials tell more cannot be said", f"{text}."
         )
-    text = f"{text}. Paired difference {_signed(difference)}."
+    text = f"{text}. Paired difference {difference.signed()}."
     if difference.low > 0:
         title = f"Seeing {n_trials} trials together helps, beyond averaging"
         return Finding(Tone.GOOD, title, text)
@@ -283,12 +352,6 @@ def more_trials_finding(
         return Finding(Tone.PROBLEM, title, text)
     title = f"Seeing {n_trials} trials together is not shown to help beyond averaging"
     return Finding(Tone.WARNING, title, text)
-
-
-def _signed(score: Score) -> str:
-    if score.low is None or score.high is None:
-        return f"{score.value:+.2f} (no interval)"
-    return f"{score.value:+.2f} [{score.low:+.2f}, {score.high:+.2f}]"
 
 
 def _count(n: int, noun: str) -> str:
