@@ -58,6 +58,19 @@ look() {
 
 # --- What there is --------------------------------------------------------------------------------
 
+# 1 where nobody can be asked, and the project is taken to be empty.
+blind=
+
+active_account() {
+  look gcloud auth list --filter=status:ACTIVE --format='value(account)'
+}
+
+# Prints a plan that needs neither gcloud nor an account.
+look_away() {
+  blind=1 enabled_apis=
+  echo 'gcloud is missing or has no account: these commands are for a project that has nothing yet.'
+}
+
 # Checks what everything else needs, and asks which APIs are enabled.
 look_around() {
   command -v gcloud >/dev/null ||
@@ -67,7 +80,7 @@ look_around() {
       fail 'there is no bq, which giving access to BIGQUERY_TABLE needs: gcloud components install bq'
   fi
   local account
-  account=$(look gcloud auth list --filter=status:ACTIVE --format='value(account)')
+  account=$(active_account)
   [[ -n $account ]] || fail 'gcloud has no account: run gcloud auth login'
   read_enabled_apis
 }
@@ -83,6 +96,7 @@ is_enabled() { # API
 
 # Whether a bucket is there, in this project or in another.
 bucket_exists() { # BUCKET
+  [[ -z $blind ]] || return 1
   local output
   output=$(gcloud storage buckets describe "gs://$1" --format='value(name)' 2>&1 </dev/null) &&
     return

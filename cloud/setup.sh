@@ -2,7 +2,8 @@
 # Make what the cloud jobs need in the project that cloud/cloud.env names: APIs, three buckets, a
 # registry for the trainer's image, a TensorBoard, and two service accounts with their roles.
 #
-#   cloud/setup.sh --dry_run   looks, and prints what it would do
+#   cloud/setup.sh --dry_run   looks, and prints what it would do; where gcloud is missing or has no
+#                              account, prints what it would do in an empty project
 #   cloud/setup.sh             does it, printing each command
 #
 # The same command again makes what is missing and leaves alone what is there. The caller has to be
@@ -19,7 +20,11 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 read_flags setup.sh "$@"
 read_env GOOGLE_CLOUD_PROJECT GOOGLE_CLOUD_REGION DATASET_BUCKET RUNS_BUCKET TEMP_BUCKET \
   ARTIFACT_REPOSITORY DATAFLOW_ACCOUNT VERTEX_ACCOUNT
-look_around
+if [[ -n $dry_run ]] && { ! command -v gcloud >/dev/null || [[ -z $(active_account) ]]; }; then
+  look_away
+else
+  look_around
+fi
 
 # --- APIs -----------------------------------------------------------------------------------------
 missing_apis=()

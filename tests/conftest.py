@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.servers.gcs import GcsServer
+from tests.servers.iam import IamServer
 from tests.servers.metadata import PROJECT, MetadataServer
 
 if TYPE_CHECKING:
@@ -40,6 +41,16 @@ def gcs(gcs_server: GcsServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[GcsS
     if "gcsfs" in sys.modules:
         # It remembers listings.
         sys.modules["gcsfs"].GCSFileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def iam(monkeypatch: pytest.MonkeyPatch) -> Iterator[IamServer]:
+    """The IAM service on loopback without an account, where the launchers ask."""
+    server = IamServer()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.close()
 
 
 @pytest.fixture

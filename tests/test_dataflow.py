@@ -36,11 +36,13 @@ from tests.servers import faults
 from tests.servers.boot import install
 from tests.servers.dataflow import DataflowServer, counter, service_metric
 from tests.servers.gcs import GcsServer
+from tests.servers.iam import ACT_AS, IamServer
 from tests.servers.workers import JobServer, StagedJobExecutor, WorkerPool
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE, OUTPUT = "gs://lab/table.parquet", "gs://lab/dataset"
 TRIALS = ["--block_trials", "8"]
+WORKER = "worker@lab-test.iam.gserviceaccount.com"
 
 
 @pytest.fixture
@@ -162,16 +164,17 @@ def test_beams_job_server_on_two_workers_makes_the_bytes_of_a_local_run(
 
 
 def test_the_job_that_is_submitted(
-    gcs: GcsServer, table: str, dataflow: DataflowServer, capfd: pytest.CaptureFixture[str]
+    gcs: GcsServer, table: str, dataflow: DataflowServer, iam: IamServer
 ) -> None:
     dataflow.states = ["RUNNING", "CANCELLED"]
+    iam.accounts[WORKER] = [ACT_AS]
     flags = {
         "machine_type": "c3-standard-8",
         "max_num_workers": "7",
         "disk_size_gb": "99",
         "network": "lab",
         "subnetwork": "regions/europe-west4/subnetworks/private",
-        "service_account_email": "worker@lab-test.iam.gserviceaccount.com",
+        "service_account_email": WORKER,
         "sdk_container_image": "europe-docker.pkg.dev/lab-test/lfp/beam:2",
         "job_name": "mine",
         "temp_location": "gs://lab/scratch",
@@ -237,6 +240,13 @@ def test_a_dry_run_is_of_dataflow(
     assert "plan command" in last_line(capfd)
 
 
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Otherwise the metadata server has some.
+    monkeypatch.setattr("google.auth.compute_engine._metadata._NO_GCE_CHECK", True)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+
+
 def last_line(capfd: pytest.CaptureFixture[str]) -> str:
     captured = capfd.readouterr().err
     assert "Traceback (most recent" not in captured
@@ -252,18 +262,14 @@ def last_line(capfd: pytest.CaptureFixture[str]) -> str:
         (["--impersonate_service_account", "a@b"], "gcloud auth application-default login"),
     ],
 )
+@pytest.mark.usefixtures("no_credentials")
 def test_wrong_flags_are_one_line_and_status_2(
     gcs: GcsServer,
     dataflow: DataflowServer,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     flags: list[str],
     said: str,
 ) -> None:
-    def without_credentials() -> str:
-        raise service.ServiceError("no Google credentials found")
-
-    monkeypatch.setattr(launch, "default_project", without_credentials)
     try:
         status = main(command(dataflow, *flags))
     except SystemExit as end:
@@ -271,6 +277,72 @@ def test_wrong_flags_are_one_line_and_status_2(
     assert status == 2
     assert said in last_line(capfd)
     assert gcs.objects == {}
+
+
+@pytest.mark.usefixtures("no_credentials")
+def test_what_is_wrong_with_the_flags_is_said_at_once_and_needs_neither_project_nor_credentials(
+    gcs: GcsServer,
+    dataflow: DataflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("GOOGLE_CLOUD_PROJECT")
+    wrong = ["--machine_type", "big", "--region", "Mars", "--temp_location", "gs://Lab/t"]
+    assert main(command(dataflow, "--dry_run", *wrong)) == 2
+    said = last_line(capfd)
+    assert all(part in said for part in ("'big'", "'Mars'", "'gs://Lab/t'")), said
+    assert main(command(dataflow, "--dry_run")) == 1
+    said = last_line(capfd)
+    assert "no Google credentials found, which --dry_run needs as well" in said
+    assert "gcloud auth application-default login" in said
+
+
+@pytest.mark.parametrize("elsewhere", [(400, "FAILED_PRECONDITION"), (404, "NOT_FOUND")])
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
+def test_a_region_that_dataflow_does_not_have_is_one_line_before_anything_is_staged(
+    gcs: GcsServer,
+    table: str,
+    dataflow: DataflowServer,
+    capfd: pytest.CaptureFixture[str],
+    elsewhere: tuple[int, str],
+    dry_run: list[str],
+) -> None:
+    dataflow.elsewhere = elsewhere
+    before = dict(gcs.objects)
+    assert main(command(dataflow, "--region", "mars-north1", *dry_run)) == 1
+    said = last_line(capfd)
+    assert said.startswith("error: --region mars-north1: Dataflow has no such region")
+    assert "invalid regional endpoint (mars-north1)" in said
+    assert "such as us-central1 or europe-west4" in said
+    assert gcs.objects == before
+    assert dataflow.jobs == []
+
+
+def test_region_account_and_buckets_are_checked_together(
+    gcs: GcsServer,
+    table: str,
+    dataflow: DataflowServer,
+    iam: IamServer,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--region", "mars-north1", "--temp_location", "gs://typo/t"]
+    assert main(command(dataflow, *flags, "--service_account_email", WORKER)) == 1
+    said = last_line(capfd)
+    assert "--region mars-north1: Dataflow has no such region" in said
+    assert f"--service_account_email {WORKER}: there is no such account" in said
+    assert "there is no bucket gs://typo" in said
+    assert dataflow.jobs == []
+
+
+def test_dataflow_that_may_not_be_used_is_said_before_anything_is_staged(
+    gcs: GcsServer, table: str, dataflow: DataflowServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataflow.elsewhere = (403, "PERMISSION_DENIED")
+    dataflow.regions = ()
+    before = dict(gcs.objects)
+    assert main(command(dataflow)) == 1
+    assert last_line(capfd).startswith("error: Dataflow answered 403: ")
+    assert gcs.objects == before
 
 
 @pytest.mark.parametrize("question", ["test_iam_permissions", "reload"])
@@ -371,12 +443,21 @@ def test_numbers_of_the_job_are_shown(
 
 
 def test_an_outage_of_the_service_is_sat_out(
-    gcs: GcsServer, table: str, dataflow: DataflowServer, capfd: pytest.CaptureFixture[str]
+    gcs: GcsServer,
+    table: str,
+    dataflow: DataflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    def follow_job(*arguments: object) -> object:
+        dataflow.outages = 1
+        return follow.follow_job(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(launch, "follow_job", follow_job)
     dataflow.states = ["RUNNING", "CANCELLED"]
-    dataflow.outages = 1
     assert main(command(dataflow)) == 1
     assert "was cancelled" in last_line(capfd)
+    assert dataflow.outages == 0
 
 
 def interrupt(*_: object) -> None:

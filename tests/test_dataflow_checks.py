@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from google.oauth2.credentials import Credentials
 
 from beam_pipeline.errors import UsageError
+from beam_pipeline.launchers.dataflow.account import AccountError, account_name, check_account
 from beam_pipeline.launchers.dataflow.buckets import BucketError, check_buckets, location_notes
-from beam_pipeline.launchers.dataflow.checks import JobSettings, check_settings
+from beam_pipeline.launchers.dataflow.checks import (
+    JobSettings,
+    check_project,
+    check_settings,
+)
 from beam_pipeline.launchers.dataflow.job_options import default_job_name, job_options
 from tests.servers import faults
 from tests.servers.gcs import GcsServer
+from tests.servers.iam import ACT_AS, DISABLED, IamServer
 
 INPUT, OUTPUT = "bq://lab-test.lfp.traces", "gs://lab/dataset"
 SOUND: dict[str, Any] = {"project": "lab-test", "region": "europe-west4"}
@@ -33,7 +40,8 @@ def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def problems(**values: Any) -> list[str]:
     sound = {"input": INPUT, "output": OUTPUT} | SOUND | {"temp_location": "gs://lab/temp"}
-    return list(check_settings(JobSettings(**(sound | values))))
+    settings = JobSettings(**(sound | values))
+    return [*check_project(settings), *check_settings(settings)]
 
 
 def test_sound_settings_pass() -> None:
@@ -72,7 +80,10 @@ def test_sound_settings_pass() -> None:
         ({"subnetwork": "default"}, "regions/REGION/subnetworks/NAME"),
         ({"subnetwork": "regions/us-east1/subnetworks/a"}, "workers are in europe-west4"),
         ({"input": "table.parquet"}, "gs:// or bq://"),
+        ({"input": "gs://Lab/table"}, "--input 'gs://Lab/table'"),
+        ({"input": "bq://traces"}, "is not bq://PROJECT.DATASET.TABLE"),
         ({"output": "out/dataset"}, "write to gs://"),
+        ({"output": "gs://lab data/x"}, "--output 'gs://lab data/x'"),
         ({"temp_location": "/tmp/x"}, "--temp_location '/tmp/x'"),
         ({"staging_location": "gs://Lab/x"}, "--staging_location 'gs://Lab/x'"),
         ({"machine_type": "n2_standard_4"}, "did you mean n2-standard-4?"),
@@ -119,6 +130,12 @@ def test_all_problems_are_said_in_one_line() -> None:
     for part in ("--project 1", "--region 'Mars'", "'big'", "--labels 'A'", "table.parquet"):
         assert part in message
     assert "\n" not in message
+
+
+def test_what_follows_from_a_wrong_output_is_not_said_as_well() -> None:
+    with pytest.raises(UsageError) as caught:
+        job_options(["--project=lab-test", "--region=us-east1"], INPUT, "gs://Lab/dataset")
+    assert str(caught.value).count("gs://Lab") == 1
 
 
 def test_what_the_user_sets_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,14 +213,36 @@ def test_every_bucket_is_looked_at(gcs: GcsServer) -> None:
     assert "--output" not in said
 
 
-def test_a_missing_right_is_named(gcs: GcsServer) -> None:
-    gcs.denied.add("storage.objects.create")
-    assert "this account lacks storage.objects.create on gs://lab" in bucket_problems(gcs)
+@pytest.mark.parametrize(
+    ("right", "role"),
+    [
+        ("storage.objects.create", "objectUser"),
+        ("storage.objects.list", "objectViewer"),
+        ("storage.buckets.get", "legacyBucketReader"),
+    ],
+)
+def test_a_missing_right_is_named_with_a_role_that_holds_it(
+    gcs: GcsServer, right: str, role: str
+) -> None:
+    gcs.denied.add(right)
+    said = bucket_problems(gcs)
+    assert f"this account lacks {right} on gs://lab; grant it roles/storage.{role} there" in said
 
 
 def test_a_bucket_out_of_reach_is_said(gcs: GcsServer) -> None:
     gcs.faults.add("GET", "/b/lab/iam", faults.STATUS, times=None, status=403)
     assert "gs://lab is out of reach" in bucket_problems(gcs)
+
+
+def test_each_bucket_far_away_is_noted_once_if_one_may_look_at_it(gcs: GcsServer) -> None:
+    gcs.create_bucket("scratch")
+    flags = ["--region", "us-central1", "--temp_location", "gs://scratch/t"]
+    options = job_options(flags, INPUT, OUTPUT)
+    lab, scratch = check_buckets(options, INPUT, OUTPUT)
+    assert lab.startswith("gs://lab is in europe-west4, the workers in us-central1")
+    assert scratch.startswith("gs://scratch is in europe-west4")
+    gcs.faults.add("GET", r"/b/lab(\?|$)", faults.STATUS, times=None, status=403)
+    assert check_buckets(options, INPUT, OUTPUT) == [scratch]
 
 
 @pytest.mark.parametrize(
@@ -212,8 +251,69 @@ def test_a_bucket_out_of_reach_is_said(gcs: GcsServer) -> None:
         ("EUROPE-WEST4", "europe-west4", 0),
         ("US-EAST1", "europe-west4", 1),
         ("EU", "europe-west4", 0),
+        ("US", "us-east1", 0),
+        ("US", "europe-west4", 1),
         ("NAM4", "us-east1", 0),
     ],
 )
 def test_a_bucket_far_from_the_workers_is_noted(location: str, region: str, notes: int) -> None:
     assert len(list(location_notes("lab", location, region))) == notes
+
+
+WORKER = "worker@lab-test.iam.gserviceaccount.com"
+TOKEN = Credentials(token="secret")
+
+
+def test_an_account_that_one_may_act_as_passes(iam: IamServer) -> None:
+    iam.accounts[WORKER] = [ACT_AS]
+    assert check_account(WORKER, TOKEN) == []
+    # Plain HTTP is shown no token; the project is named, or 404 would be 403.
+    path = f"/v1/projects/lab-test/serviceAccounts/{WORKER}:testIamPermissions"
+    assert iam.requests == [(path, None)]
+
+
+def test_an_account_that_is_not_there_is_refused(iam: IamServer) -> None:
+    with pytest.raises(AccountError, match=f"{WORKER}: there is no such account"):
+        check_account(WORKER, TOKEN)
+
+
+def test_an_account_that_one_may_not_act_as_is_refused_with_the_command_that_helps(
+    iam: IamServer,
+) -> None:
+    iam.accounts[WORKER] = []
+    with pytest.raises(AccountError) as caught:
+        check_account(WORKER, TOKEN)
+    assert "you may not run jobs as it" in str(caught.value)
+    assert f"gcloud iam service-accounts add-iam-policy-binding {WORKER} " in str(caught.value)
+    assert "--role=roles/iam.serviceAccountUser" in str(caught.value)
+
+
+def test_an_iam_service_that_does_not_say_is_a_note_and_no_error(iam: IamServer) -> None:
+    iam.refuse = DISABLED
+    (note,) = check_account(WORKER, TOKEN)
+    assert f"{WORKER} was not checked" in note
+    assert "API has not been used in project lab-test" in note
+
+
+def test_an_account_of_an_unnamed_project_is_never_said_to_be_missing(iam: IamServer) -> None:
+    (note,) = check_account("12345-compute@developer.gserviceaccount.com", TOKEN)
+    assert "was not checked" in note
+
+
+def test_an_outage_of_the_iam_service_is_sat_out(iam: IamServer) -> None:
+    iam.accounts[WORKER], iam.outages = [ACT_AS], 1
+    assert check_account(WORKER, TOKEN) == []
+    assert len(iam.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("email", "project"),
+    [
+        (WORKER, "lab-test"),
+        ("worker@lab-test.example.com.iam.gserviceaccount.com", "example.com:lab-test"),
+        ("12345-compute@developer.gserviceaccount.com", "-"),
+        ("lab-test@appspot.gserviceaccount.com", "-"),
+    ],
+)
+def test_an_account_is_asked_for_in_its_own_project(email: str, project: str) -> None:
+    assert account_name(email) == f"projects/{project}/serviceAccounts/{email}"

@@ -15,6 +15,7 @@ from google.protobuf.json_format import ParseDict
 from tests import datasets
 from tests.runs import ROOT
 from tests.servers import faults
+from tests.servers.iam import ACT_AS, DISABLED
 from tests.servers.vertex import VertexServer
 from trainer.__main__ import main
 from trainer.distributed import process_group
@@ -24,6 +25,7 @@ from trainer.tune.space import SPACE, apply
 
 DATA, OUTPUT = "gs://lab/dataset", "gs://lab/runs/e3"
 PLACE = ["--project", "lab-test", "--region", "us-central1", "--image", "r/lfp-vit:1"]
+RUNNER = "runner@lab-test.iam.gserviceaccount.com"
 RUN = ["--data", DATA, "--output", OUTPUT, "--experiment", "e3"]
 
 
@@ -48,7 +50,7 @@ def dataset_files(tmp_path_factory):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def bucket(gcs, dataset_files):
     for name, content in dataset_files.items():
         gcs.put(f"{DATA}/{name}", content)
@@ -89,9 +91,10 @@ def test_the_container_trains_with_exactly_the_config_of_a_local_run(capsys, tmp
     assert not {"--config", "--experiment"} & set(arguments)
 
 
-def test_the_job_is_what_the_flags_say(capsys):
+def test_the_job_is_what_the_flags_say(capsys, iam):
+    iam.accounts[RUNNER] = [ACT_AS]
     flags = (
-        "--replicas 3 --spot --tensorboard 77 --service_account runner@lab.iam --timeout 90m "
+        f"--replicas 3 --spot --tensorboard 77 --service_account {RUNNER} --timeout 90m "
         "--label team=cortex --network projects/12/global/networks/n --name night"
     )
 
@@ -112,7 +115,7 @@ def test_the_job_is_what_the_flags_say(capsys):
     assert sent.scheduling.restart_job_on_worker_restart
     assert sent.base_output_directory.output_uri_prefix == OUTPUT
     assert sent.tensorboard == "projects/lab-test/locations/us-central1/tensorboards/77"
-    assert sent.service_account == "runner@lab.iam"
+    assert sent.service_account == RUNNER
     assert sent.network == "projects/12/global/networks/n"
     words = shlex.split(command.removeprefix("# "))
     assert words[:4] == ["gcloud", "ai", "custom-jobs", "create"]
@@ -126,6 +129,7 @@ def test_the_job_is_what_the_flags_say(capsys):
         ("--machine a2-ultragpu-4g", ("NVIDIA_A100_80GB", 4)),
         ("--machine a3-highgpu-8g", ("NVIDIA_H100_80GB", 8)),
         ("--machine g2-standard-24", ("NVIDIA_L4", 2)),
+        ("--machine a3-megagpu-8g", ("NVIDIA_H100_MEGA_80GB", 8)),
         ("--machine n1-standard-8 --accelerator NVIDIA_TESLA_T4", ("NVIDIA_TESLA_T4", 1)),
         ("--machine n2-standard-16", ("ACCELERATOR_TYPE_UNSPECIFIED", 0)),
     ],
@@ -137,6 +141,35 @@ def test_a_machine_has_the_accelerators_it_is_built_with(capsys, flags, expected
     ParseDict({"jobSpec": spec}, CustomJob.pb(message))
     machine = message.job_spec.worker_pool_specs[0].machine_spec
     assert (machine.accelerator_type.name, machine.accelerator_count) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected", "warning"),
+    [
+        ("--machine a2-highgpu-3g", ("NVIDIA_TESLA_A100", 3), "did you mean a2-highgpu-"),
+        ("--machine a2-higpu-1g", ("ACCELERATOR_TYPE_UNSPECIFIED", 0), "mean a2-highgpu-1g?"),
+        ("--machine g2-standard-6", ("ACCELERATOR_TYPE_UNSPECIFIED", 0), "without a GPU"),
+        ("--machine a9-gpu-1g --accelerator NVIDIA_B200", ("NVIDIA_B200", 1), "is not known"),
+    ],
+)
+def test_a_machine_that_may_be_new_is_sent_with_a_warning(capsys, flags, expected, warning):
+    assert main(["submit", *RUN, *flags.split(), *PLACE, "--dry_run"]) == 0
+
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith(f"warning: {' '.join(flags.split()[:2])} is not known")
+    assert warning in line
+    message = CustomJob()
+    ParseDict({"jobSpec": yaml.safe_load(said.out)}, CustomJob.pb(message))
+    machine = message.job_spec.worker_pool_specs[0].machine_spec
+    assert (machine.accelerator_type.name, machine.accelerator_count) == expected
+
+
+@pytest.mark.parametrize("machine", ["a2-highgpu-1g", "g2-standard-8", "n2-standard-16"])
+def test_a_known_machine_is_no_warning(capsys, machine):
+    assert main(["submit", *RUN, "--machine", machine, *PLACE, "--dry_run"]) == 0
+
+    assert capsys.readouterr().err == ""
 
 
 def test_a_job_that_asks_for_a_gpu_never_trains_without_one(capsys, monkeypatch):
@@ -181,7 +214,9 @@ def test_a_tuning_job_searches_the_space_with_trials_that_train(capsys):
     assert "--max-trial-count=12" in command
 
 
-def test_an_evaluation_job_reads_and_writes_the_run_folder(capsys):
+def test_an_evaluation_job_reads_and_writes_the_run_folder(capsys, bucket):
+    bucket.put(f"{OUTPUT}/checkpoints/committed.json", b"{}")
+
     _, spec = dry_run(capsys, "evaluate", OUTPUT, "--vertex", "--split", "val")
 
     ParseDict({"jobSpec": spec}, CustomJob.pb(CustomJob()))
@@ -190,11 +225,22 @@ def test_an_evaluation_job_reads_and_writes_the_run_folder(capsys):
     assert "baseOutputDirectory" not in spec
 
 
-def test_a_dry_run_needs_no_network(capsys, monkeypatch):
+@pytest.mark.parametrize("without", ["network", "credentials"])
+def test_a_dry_run_needs_no_network_and_no_credentials(capsys, monkeypatch, tmp_path, without):
     monkeypatch.setenv("VERTEX_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    if without == "credentials":
+        monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+        monkeypatch.setattr("google.auth.compute_engine._metadata._NO_GCE_CHECK", True)
+        monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
 
-    dry_run(capsys, "train", "--vertex", *RUN)
+    assert main(["train", "--vertex", *RUN, *PLACE, "--dry_run"]) == 0
+
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert "neither input, output nor service account was checked" in line
+    assert ("gcloud auth application-default login" in line) == (without == "credentials")
+    ParseDict({"jobSpec": yaml.safe_load(said.out)}, CustomJob.pb(CustomJob()))
 
 
 @pytest.mark.parametrize(
@@ -205,6 +251,27 @@ def test_a_dry_run_needs_no_network(capsys, monkeypatch):
         (["submit", *RUN, "--optim.lr", "-1"], "optim.lr must be above 0"),
         (["submit", "--data", "out/d", "--output", OUTPUT], "--data must be a gs:// URL"),
         (["submit", "--data", DATA], "--output must be a gs:// URL"),
+        (["submit", "--data", "gs://Lab/d", "--output", OUTPUT], "--data gs://Lab/d: a bucket's"),
+        (["submit", "--data", DATA, "--output", "gs://my runs/e3"], "--output gs://my runs/e3"),
+        (["submit", *RUN, "--project", "My Lab"], "--project must be a project's id"),
+        (["submit", *RUN, "--image", "lfp vit"], "--image must be an image such as"),
+        (["submit", *RUN, "--service_account", "me@x.org"], "--service_account must be an address"),
+        (["submit", *RUN, "--machine", "a2_highgpu_1g"], "a machine type such as a2-highgpu-1g"),
+        (
+            ["submit", *RUN, "--machine", "n1-standard-8", "--accelerator", "NVIDIA_TESLA_A100"],
+            "give --machine a2-highgpu-1g, which has it",
+        ),
+        (
+            ["submit", *RUN, "--machine", "n2-standard-8", "--accelerator", "NVIDIA_TESLA_T4"],
+            "only machines of N1 can",
+        ),
+        (
+            (
+                *("submit", *RUN, "--machine", "n1-standard-8", "--accelerator"),
+                *("NVIDIA_TESLA_T4", "--accelerator_count", "3"),
+            ),
+            "--accelerator_count of NVIDIA_TESLA_T4 is one of 1, 2, 4, not 3",
+        ),
         (["submit", *RUN, "--accelerator", "NVIDIA_T5"], "has 1 x NVIDIA_TESLA_A100"),
         (
             ["submit", *RUN, "--machine", "n1-standard-8", "--accelerator", "NVIDIA_T5"],
@@ -390,6 +457,17 @@ def test_what_the_service_refuses_is_said_with_what_to_do(capsys, vertex, bucket
     assert vertex.of("customJobs") == []
 
 
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_region_without_vertex_ai_is_said_before_the_job(capsys, vertex, status):
+    vertex.faults.add("GET", "customJobs", faults.STATUS, times=None, status=status)
+
+    line = error_of(capsys, "submit", *RUN, *PLACE)
+
+    assert "--region us-central1: there is no Vertex AI" in line
+    assert "such as us-central1 or europe-west4" in line
+    assert vertex.of("customJobs") == []
+
+
 def test_two_jobs_never_train_in_one_folder(capsys, vertex, bucket):
     assert main(["submit", *RUN, *PLACE, "--no_wait"]) == 0
     (job,) = vertex.of("customJobs")
@@ -406,10 +484,59 @@ def test_two_jobs_never_train_in_one_folder(capsys, vertex, bucket):
     assert len(vertex.of("customJobs")) == 3
 
 
-def test_a_dataset_that_is_not_there_is_found_out_before_the_job(capsys, vertex, gcs):
-    assert f"{DATA} has no dataset.json" in error_of(capsys, "submit", *RUN, *PLACE)
+def test_all_that_is_malformed_is_said_at_once(capsys):
+    place = ["--project", "My Lab", "--region", "us-central1-a", "--image", "lfp vit"]
+    line = error_of(capsys, "submit", *RUN, *place, "--dry_run", status=2)
+    assert all(f"--{name} must be" in line for name in ("project", "region", "image"))
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
+def test_a_dataset_or_bucket_that_is_not_there_is_found_out_before_the_job(capsys, vertex, dry_run):
+    words = ["submit", "--data", "gs://lab/nothing", "--output", OUTPUT, *PLACE, *dry_run]
+    assert "gs://lab/nothing has no dataset.json" in error_of(capsys, *words)
+
+    words = ["submit", "--data", DATA, "--output", "gs://typo/e3", *PLACE, *dry_run]
+    assert "gs://typo/e3: 404 Not Found: there is no such bucket" in error_of(capsys, *words)
 
     assert vertex.requests == []
+
+
+def test_an_output_that_may_not_be_listed_is_no_reason_to_refuse_a_job(capsys, vertex, bucket):
+    bucket.faults.add("GET", "prefix=runs", faults.STATUS, times=None, status=403)
+
+    assert main(["submit", *RUN, *PLACE, "--no_wait"]) == 0
+
+    assert "write its output was not checked" in capsys.readouterr().err
+    assert len(vertex.of("customJobs")) == 1
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
+def test_an_account_that_cannot_be_used_is_found_out_before_the_job(capsys, vertex, iam, dry_run):
+    words = ["submit", *RUN, *PLACE, "--service_account", RUNNER, *dry_run]
+    assert f"--service_account {RUNNER}: there is no such account" in error_of(capsys, *words)
+
+    iam.accounts[RUNNER] = []
+    line = error_of(capsys, *words)
+    assert f"--service_account {RUNNER}: you may not run jobs as it" in line
+    assert f"add-iam-policy-binding {RUNNER} --member=" in line
+    assert "--role=roles/iam.serviceAccountUser" in line
+
+    assert vertex.requests == []
+    path = f"/v1/projects/lab-test/serviceAccounts/{RUNNER}:testIamPermissions"
+    assert set(iam.requests) == {(path, None)}
+
+
+def test_an_account_that_cannot_be_asked_for_is_a_warning(capsys, vertex, iam):
+    iam.refuse = DISABLED
+    words = ["submit", *RUN, *PLACE, "--no_wait", "--service_account", RUNNER]
+
+    assert main(words) == 0
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: --service_account {RUNNER} was not checked")
+    assert "API has not been used in project lab-test" in line
+    (job,) = vertex.of("customJobs")
+    assert job["jobSpec"]["serviceAccount"] == RUNNER
 
 
 def trial(number, state, auc, lr):

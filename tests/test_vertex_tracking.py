@@ -338,6 +338,8 @@ def test_a_trial_reports_the_auc_of_every_epoch_and_the_best_at_the_end(
     ]
     assert told[-1][1] == max(auc for _, auc in told)
     assert {line["trial"] for line in lines} == {"7"}
+    # What looks at test before the search is over is no test.
+    assert not list(run.glob("*/test.*"))
 
 
 # --- Several machines -----------------------------------------------------------------------------

@@ -97,6 +97,29 @@ temp 0 temp_lifecycle.json'
   assert_equal "$(sed -n 's/^+ //p' <<<"$output")" "$planned"
 }
 
+@test "a dry run without an account prints what an empty project would get" {
+  set_up --dry_run
+  planned=$(sed -n 's/^+ //p' <<<"$output")
+  : >"$CLOUD/account"
+  : >"$CLOUD/calls"
+
+  set_up --dry_run
+  assert_status 0
+
+  [[ $output == *'no account'* && $output == *'Nothing was changed.'* && -z $stderr ]]
+  assert_equal "$(sed -n 's/^+ //p' <<<"$output")" "$planned"
+  assert_equal "$(grep -v '^gcloud auth list' "$CLOUD/calls" || true)" ''
+}
+
+@test "a dry run without gcloud does, too" {
+  only_with
+
+  set_up --dry_run
+  assert_status 0
+
+  [[ $(grep -c '^+ ' <<<"$output") == 19 && -z $stderr ]]
+}
+
 @test "a dry run asks no API that is not enabled" {
   set_up --dry_run
   assert_status 0
@@ -263,7 +286,7 @@ temp 0 temp_lifecycle.json'
 @test "--help says what it does" {
   set_up --help
   assert_status 0
-  [[ $output == *'cloud/setup.sh --dry_run'* && $output != *'set -euo'* && $output != *'#'* ]]
+  [[ $output == *'cloud/setup.sh --dry_run'*'no'*'account'* && $output != *'set -euo'* && $output != *'#'* ]]
 }
 
 @test "a list that cannot be had is no reason to make a second TensorBoard" {

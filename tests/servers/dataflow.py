@@ -82,6 +82,10 @@ class DataflowServer:
         Status and message with which jobs are refused.
     outages : int
         Looks at jobs that are answered 503 from now on.
+    regions : sequence of str
+        Where there is a Dataflow.
+    elsewhere : tuple of (int, str)
+        Status code and its name with which all that is asked in another region is refused.
     """
 
     def __init__(self) -> None:
@@ -92,6 +96,8 @@ class DataflowServer:
         self.executor: Executor | None = None
         self.refuse: tuple[int, str] | None = None
         self.outages = 0
+        self.regions: Sequence[str] = ("europe-west4", "us-central1")
+        self.elsewhere = (400, "FAILED_PRECONDITION")
         self.looked_at = threading.Event()
         handler = type("Handler", (_Handler,), {"dataflow": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -141,6 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
         found = re.fullmatch(_PLACE, urlsplit(self.path).path)
         if found is None:
             self._fail(404, f"no {self.path}")
+        elif found[2] not in self.dataflow.regions:
+            self._refuse_region(found[2])
         elif self.dataflow.refuse:
             self._fail(*self.dataflow.refuse)
         else:
@@ -148,8 +156,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
-        if re.fullmatch(_PLACE, url.path):
-            self._list(parse_qs(url.query)["name"][0])
+        place = re.fullmatch(_PLACE, url.path)
+        if place and place[2] not in self.dataflow.regions:
+            self._refuse_region(place[2])
+            return
+        if place:
+            self._list(parse_qs(url.query).get("name", [""])[0])
             return
         found = re.fullmatch(rf"{_PLACE}/([^/]+)(/messages|/metrics)?", url.path)
         job = self.dataflow.find(found[3]) if found else None
@@ -171,8 +183,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.dataflow.outages -= 1
             self._fail(503, "try again")
             return
-        jobs = [job.summary() for job in self.dataflow.jobs if job.body["name"] == name]
-        self._send({"jobs": jobs})
+        jobs = self.dataflow.jobs
+        self._send({"jobs": [job.summary() for job in jobs if name in ("", job.body["name"])]})
+
+    def _refuse_region(self, region: str) -> None:
+        text = (
+            f"(d5c84d5dd719994a): The request was sent to an invalid regional endpoint ({region})."
+        )
+        status, name = self.dataflow.elsewhere
+        self._send({"error": {"code": status, "message": text, "status": name}}, status)
 
     def _fail(self, status: int, message: str) -> None:
         self._send({"error": {"code": status, "message": message}}, status)

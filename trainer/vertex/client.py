@@ -28,6 +28,9 @@ T = TypeVar("T")
 #: Seconds for one request, and for a request with all that it takes to get through.
 _REQUEST_SECONDS = 60.0
 _PATIENCE_SECONDS = 600.0
+#: Before there is a job, a person waits for the first answer.
+_FIRST_PATIENCE_SECONDS = 60.0
+_REGIONS = "https://cloud.google.com/vertex-ai/docs/general/locations"
 
 
 def _is_worth_repeating(error: Exception) -> bool:
@@ -55,6 +58,7 @@ class JobService:
     """
 
     def __init__(self, options: VertexOptions) -> None:
+        self._region = options.region
         self._parent = f"projects/{options.project}/locations/{options.region}"
         endpoint = options.vertex_endpoint or f"{options.region}-aiplatform.googleapis.com"
         with _one_line("Vertex AI cannot be reached"):
@@ -100,7 +104,18 @@ class JobService:
     def find_active(self, job: Job, output: str) -> Job | None:
         """Return a job that has not ended and writes to the same output, None if there is none."""
         with _one_line("Vertex AI does not list its jobs"):
-            found = _retried(lambda: list(self._list(job, OUTPUT_LABEL, output_label(output))))
+            try:
+                found = _retried(
+                    lambda: list(self._list(job, OUTPUT_LABEL, output_label(output))),
+                    _FIRST_PATIENCE_SECONDS,
+                )
+            except (exceptions.BadRequest, exceptions.NotFound) as error:
+                # The first that is asked of a region; what answers for none may speak HTML.
+                why = _message(error).partition("<")[0].strip()
+                raise TrainerError(
+                    f"--region {self._region}: there is no Vertex AI ({error.code} {why}); take "
+                    f"one such as us-central1 or europe-west4, see {_REGIONS}"
+                ) from error
         return next((other for other in found if other.state.name not in FINAL), None)
 
     def _list(self, like: Job, label: str, value: str) -> Iterator[Job]:
@@ -113,7 +128,7 @@ class JobService:
             )
 
 
-def _retried(call: Callable[[], T]) -> T:
+def _retried(call: Callable[[], T], patience: float = _PATIENCE_SECONDS) -> T:
     said = False
 
     def say(error: Exception) -> None:
@@ -126,7 +141,7 @@ def _retried(call: Callable[[], T]) -> T:
         predicate=_is_worth_repeating,
         initial=0.5,
         maximum=30.0,
-        timeout=_PATIENCE_SECONDS,
+        timeout=patience,
         on_error=say,
     )
     return retry(call)()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from trainer.errors import TrainerError, UsageError
 from trainer.vertex.job_spec import Work, as_yaml
+from trainer.vertex.machines import machine_notes
 from trainer.vertex.options import VertexOptions
 from trainer.vertex.watch import Seen, check_ended_well, watch
 
@@ -19,6 +21,7 @@ _ADVICE = {
     "tune": "its trials are in the folders 1, 2, ... of --output; a new job needs another --output",
 }
 _CONSOLE = "https://console.cloud.google.com"
+_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/.*)?")
 
 
 def launch(
@@ -42,7 +45,7 @@ def launch(
     check : callable
         Raises where the job could not do its work; asked before anything is sent.
     dry_run : bool
-        Print only; no network is needed.
+        Print only. Without credentials or a network, what needs them is left out and said.
     wait : bool
         Whether to watch the job.
     ended : callable
@@ -57,10 +60,15 @@ def launch(
     from trainer.vertex.validation import parse_job
 
     message = parse_job(job)
+    for note in machine_notes(options.machine, options.accelerator):
+        _say(f"warning: {note}")
+    from trainer.vertex.preflight import look_ahead
+
+    for note in look_ahead(work.output, options.service_account, check, dry_run=dry_run):
+        _say(f"warning: {note}")
     if dry_run:
         print(as_yaml(job, options), end="")
         return
-    check()
     from trainer.vertex.client import JobService
 
     service = JobService(options)
@@ -83,12 +91,16 @@ def require_bucket(flag: str, url: str) -> None:
     Raises
     ------
     UsageError
-        If a folder is on this machine.
+        If a folder is on this machine, or no bucket can have such a name.
     """
     if not url.startswith("gs://") or not url.removeprefix("gs://").strip("/"):
         raise UsageError(
             f"{flag} must be a gs:// URL for a job in the cloud, not {url}: copy a folder there "
             "with: gcloud storage cp --recursive"
+        )
+    if not _BUCKET.fullmatch(url):
+        raise UsageError(
+            f"{flag} {url}: a bucket's name has lower case letters, digits, -, _ and . only"
         )
 
 

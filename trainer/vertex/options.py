@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trainer.errors import UsageError
+from trainer.vertex.machines import resolve_accelerator
 
 #: {flag: the environment variable that is its default}.
 ENVIRONMENT = {
@@ -24,18 +25,6 @@ ENVIRONMENT = {
     "vertex_endpoint": "VERTEX_ENDPOINT",
 }
 DEFAULT_MACHINE = "a2-highgpu-1g"
-#: What a machine has, by its family; such a machine has no other number of them either.
-_ACCELERATORS = {
-    "a2-highgpu": "NVIDIA_TESLA_A100",
-    "a2-megagpu": "NVIDIA_TESLA_A100",
-    "a2-ultragpu": "NVIDIA_A100_80GB",
-    "a3-highgpu": "NVIDIA_H100_80GB",
-    "a3-megagpu": "NVIDIA_H100_MEGA_80GB",
-    "a3-ultragpu": "NVIDIA_H200_141GB",
-    "a4-highgpu": "NVIDIA_B200",
-}
-#: L4 accelerators of a g2-standard machine by its number of CPUs.
-_L4S = {4: 1, 8: 1, 12: 1, 16: 1, 24: 2, 32: 1, 48: 4, 96: 8}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
@@ -121,7 +110,9 @@ def add_vertex_arguments(parser: argparse.ArgumentParser) -> None:
     add("vertex_experiment", "experiment in Vertex AI that tracks the run, or none", "lfp-vit")
     add("vertex_endpoint", "another endpoint; http:// ones get no credentials", metavar="URL")
     group.add_argument(
-        "--dry_run", action="store_true", help="print the job as YAML for gcloud; send nothing"
+        "--dry_run",
+        action="store_true",
+        help="check what can be checked, print the job as YAML for gcloud, and send nothing",
     )
     group.add_argument(
         "--no_wait", action="store_true", help="return when the job is accepted, do not watch it"
@@ -146,8 +137,11 @@ def read_vertex_options(arguments: argparse.Namespace, environ: Mapping[str, str
                 f"--{name} is missing: give it, or set the variable {ENVIRONMENT[name]}"
             )
     machine = arguments.machine or DEFAULT_MACHINE
+    count = arguments.accelerator_count
     accelerator, count = resolve_accelerator(
-        machine, arguments.accelerator, arguments.accelerator_count
+        machine,
+        arguments.accelerator,
+        None if count is None else _at_least_one("accelerator_count", count),
     )
     tensorboard = given["tensorboard"]
     if tensorboard.isdecimal():
@@ -178,8 +172,19 @@ def read_vertex_options(arguments: argparse.Namespace, environ: Mapping[str, str
 
 def _check(options: VertexOptions) -> None:
     rules = {
+        "project": (
+            r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]|\d+",
+            "a project's id, of lower case letters, digits and -, or its number",
+        ),
+        "image": (
+            r"[\w.-]+(?::\d+)?(?:/[\w.-]+)+(?::[\w.-]+)?(?:@sha256:[0-9a-f]{64})?",
+            "an image such as REGION-docker.pkg.dev/PROJECT/REPOSITORY/NAME:TAG",
+        ),
         "region": (r"[a-z]+(-[a-z]+)+\d+", "a region such as europe-west4, not a zone"),
-        "service_account": (r"[^@\s]+@[^@\s]+", "an e-mail address"),
+        "service_account": (
+            r"[a-z0-9][a-z0-9.-]*@(?:[a-z0-9.-]+\.)?gserviceaccount\.com",
+            "an address such as NAME@PROJECT.iam.gserviceaccount.com",
+        ),
         "tensorboard": (
             r"projects/[^/]+/locations/[^/]+/tensorboards/[^/]+",
             "an id of digits, or projects/P/locations/R/tensorboards/ID",
@@ -194,55 +199,18 @@ def _check(options: VertexOptions) -> None:
             "up to 60 lower case letters, digits and -",
         ),
     }
-    for name, (pattern, rule) in rules.items():
-        value = getattr(options, name)
-        if value and not re.fullmatch(pattern, value):
-            raise UsageError(f"--{name} must be {rule}, not {value!r}")
+    problems = [
+        f"--{name} must be {rule}, not {value!r}"
+        for name, (pattern, rule) in rules.items()
+        if (value := getattr(options, name)) and not re.fullmatch(pattern, value)
+    ]
     if options.tensorboard and not options.service_account:
-        raise UsageError(
+        problems.append(
             "--tensorboard needs --service_account: Vertex AI shows the curves only of jobs that "
             "run as an account of your own"
         )
-
-
-def resolve_accelerator(
-    machine: str, accelerator: str | None, count: str | None
-) -> tuple[str, int]:
-    """Return GPU type and GPUs of a machine; ("", 0) for one without.
-
-    Raises
-    ------
-    UsageError
-        If what was given is not what machines of this type have.
-    """
-    has = _built_in(machine)
-    if accelerator == "none":
-        if has:
-            raise UsageError(
-                f"--machine {machine} has {has[1]} x {has[0]}: leave --accelerator out"
-            )
-        return "", 0
-    n = None if count is None else _at_least_one("accelerator_count", count)
-    if has is None:
-        if accelerator is None and n is not None:
-            raise UsageError("--accelerator_count needs --accelerator")
-        return (accelerator, n or 1) if accelerator else ("", 0)
-    if (accelerator or has[0], n or has[1]) != has:
-        raise UsageError(
-            f"--machine {machine} has {has[1]} x {has[0]}, not {n or has[1]} x "
-            f"{accelerator or has[0]}: leave --accelerator and --accelerator_count out"
-        )
-    return has
-
-
-def _built_in(machine: str) -> tuple[str, int] | None:
-    """Return the GPUs that a machine type comes with, None where it comes with none."""
-    family, _, size = machine.rpartition("-")
-    if family == "g2-standard" and size.isdecimal() and int(size) in _L4S:
-        return "NVIDIA_L4", _L4S[int(size)]
-    if family in _ACCELERATORS and re.fullmatch(r"\d+g", size):
-        return _ACCELERATORS[family], int(size[:-1])
-    return None
+    if problems:
+        raise UsageError("; ".join(problems))
 
 
 def _at_least_one(name: str, text: str) -> int:

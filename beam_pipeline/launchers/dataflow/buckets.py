@@ -22,6 +22,8 @@ WRITE = (*READ, "storage.objects.create", "storage.objects.delete")
 #: Beam looks at the bucket itself before it stages a file.
 STAGE = (*WRITE, "storage.buckets.get")
 
+#: {multi-region: how its regions' names begin}.
+_MULTI_REGIONS = {"us": "us-", "eu": "europe-", "asia": "asia-"}
 #: What the client raises for an answer that says no more, or for none.
 _UNANSWERED = (GoogleAPIError, RequestException)
 
@@ -63,15 +65,14 @@ def check_buckets(options: PipelineOptions, input: str, output: str) -> list[str
         problems = list(_problems(client, places))
         if problems:
             raise BucketError("; ".join(problems))
-        staging = bucket_of(cloud.staging_location)
-        location = client.get_bucket(staging).location
+        buckets = dict.fromkeys(bucket_of(url) for url, _ in places.values())
+        return [note for name in buckets for note in _far_away(client, name, cloud.region)]
     except GoogleAuthError as error:
         raise BucketError(
             f"no Google credentials ({error}); run 'gcloud auth application-default login'"
         ) from error
     except _UNANSWERED as error:
         raise BucketError(f"Cloud Storage cannot be asked ({one_line(error)})") from error
-    return list(location_notes(staging, location, cloud.region))
 
 
 def bucket_of(url: str) -> str:
@@ -79,16 +80,40 @@ def bucket_of(url: str) -> str:
     return url.removeprefix("gs://").partition("/")[0]
 
 
+def roles_for(missing: Iterable[str]) -> list[str]:
+    """Return the narrowest roles on a bucket that hold what is missing."""
+    lacks = set(missing)
+    # Of a bucket itself, no role on objects says anything.
+    roles = ["roles/storage.legacyBucketReader"] if lacks & {"storage.buckets.get"} else []
+    if lacks & {"storage.objects.create", "storage.objects.delete"}:
+        return ["roles/storage.objectUser", *roles]
+    return ["roles/storage.objectViewer", *roles] if lacks & set(READ) else roles
+
+
 def location_notes(bucket: str, location: str, region: str) -> Iterator[str]:
     """Yield a note if a bucket is not where the workers are: its traffic would be billed.
 
-    A multi-region (``EU``) is named by the beginning of its regions; a dual region is left alone.
+    Dual regions, such as ``NAM4``, are left alone.
     """
-    if "-" in location and location.lower() != region.lower():
-        yield (
-            f"gs://{bucket} is in {location.lower()}, the workers in {region}: traffic between "
-            f"them is slower and billed; --region {location.lower()} avoids it"
-        )
+    place = location.lower()
+    is_multi = place in _MULTI_REGIONS
+    begins = _MULTI_REGIONS.get(place, f"{place}-")
+    if f"{region}-".startswith(begins) or not (is_multi or "-" in place):
+        return
+    better = f"a --region of {place.upper()}" if is_multi else f"--region {place}"
+    yield (
+        f"gs://{bucket} is in {place}, the workers in {region}: traffic between them is slower "
+        f"and billed; {better} avoids it"
+    )
+
+
+def _far_away(client: Any, bucket: str, region: str) -> Iterator[str]:
+    try:
+        location = client.get_bucket(bucket).location
+    except (Forbidden, Unauthorized):
+        # Whoever may use its objects need not be allowed to look at the bucket.
+        return
+    yield from location_notes(bucket, location, region)
 
 
 def _problems(client: Any, places: Mapping[str, tuple[str, Iterable[str]]]) -> Iterator[str]:
@@ -106,4 +131,7 @@ def _problems(client: Any, places: Mapping[str, tuple[str, Iterable[str]]]) -> I
         else:
             missing = [name for name in needed if name not in granted]
             if missing:
-                yield f"{where}: this account lacks {', '.join(missing)} on gs://{bucket}"
+                yield (
+                    f"{where}: this account lacks {', '.join(missing)} on gs://{bucket}; grant it "
+                    f"{' and '.join(roles_for(missing))} there"
+                )

@@ -13,9 +13,10 @@ from typing import Any
 _PROJECT = r"(?:[a-z0-9.-]+\.[a-z]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]"
 _REGION = r"[a-z]+-[a-z]+\d+"
 _ZONE = rf"({_REGION})-[a-z]"
-_ACCOUNT = r"[a-z0-9][a-z0-9-]*@(?:[a-z0-9.-]+\.)?gserviceaccount\.com"
+_ACCOUNT = r"[a-z0-9][a-z0-9.-]*@(?:[a-z0-9.-]+\.)?gserviceaccount\.com"
 _MACHINE = r"[a-z][a-z0-9]*(?:-[a-z0-9]+)+"
 _BUCKET = r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
+_TABLE = r"bq://[a-z0-9.:-]+\.\w+(?:\.[^.`/]+)?"
 _LABEL_KEY = r"[a-z][a-z0-9_-]{0,62}"
 _LABEL_VALUE = r"[a-z0-9_-]{0,63}"
 _JOB_NAME = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -87,12 +88,16 @@ def refused_flags(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def check_settings(settings: JobSettings) -> Iterator[str]:
-    """Yield what is wrong with the flags by themselves; nothing is asked over the network."""
+    """Yield what is wrong with the flags by themselves; nothing is asked over the network.
+
+    The project is left to `check_project`.
+    """
     for check in _CHECKS:
         yield from check(settings)
 
 
-def _check_project(settings: JobSettings) -> Iterator[str]:
+def check_project(settings: JobSettings) -> Iterator[str]:
+    """Yield what is wrong with the project, which credentials may name where no flag does."""
     project = settings.project
     if not project:
         yield "no project: pass --project ID, or set GOOGLE_CLOUD_PROJECT"
@@ -132,14 +137,28 @@ def _region_of(zone: str | None) -> str | None:
 
 
 def _check_paths(settings: JobSettings) -> Iterator[str]:
-    if not settings.input.startswith(("gs://", "bq://")):
+    names = ["temp_location", "staging_location"]
+    if settings.input.startswith("gs://"):
+        names.insert(0, "input")
+    elif not settings.input.startswith("bq://"):
         yield f"--input {settings.input}: Dataflow's workers read gs:// or bq://, not local files"
-    if not settings.output.startswith("gs://"):
+    elif not re.fullmatch(_TABLE, settings.input):
+        yield f"--input {settings.input} is not bq://PROJECT.DATASET.TABLE"
+    if settings.output.startswith("gs://"):
+        names.insert(0, "output")
+    else:
         yield f"--output {settings.output}: Dataflow's workers write to gs://, not to local folders"
-    for name in ("temp_location", "staging_location"):
+    wrong: list[list[str]] = []
+    for name in names:
         path = getattr(settings, name)
-        if path and not re.fullmatch(rf"{_BUCKET}(/.*)?", path):
-            yield f"--{name} '{path}' is not gs://BUCKET/FOLDER"
+        bucket = (path or "").split("/")[2:3]
+        # What is not given follows from --output, and is as wrong as that.
+        if path and not re.fullmatch(rf"{_BUCKET}(/.*)?", path) and bucket not in wrong:
+            wrong.append(bucket)
+            yield (
+                f"--{name} '{path}' is not gs://BUCKET/FOLDER, with the bucket's name in lower "
+                "case letters, digits, hyphens, dots and underscores"
+            )
 
 
 def _check_workers(settings: JobSettings) -> Iterator[str]:
@@ -197,7 +216,6 @@ def _check_names(settings: JobSettings) -> Iterator[str]:
 
 
 _CHECKS: tuple[Callable[[JobSettings], Iterator[str]], ...] = (
-    _check_project,
     _check_places,
     _check_paths,
     _check_workers,

@@ -16,7 +16,12 @@ from apache_beam.options.pipeline_options import (
 )
 
 from beam_pipeline.errors import UsageError
-from beam_pipeline.launchers.dataflow.checks import JobSettings, check_settings, refused_flags
+from beam_pipeline.launchers.dataflow.checks import (
+    JobSettings,
+    check_project,
+    check_settings,
+    refused_flags,
+)
 from beam_pipeline.launchers.dataflow.defaults import DISK_GB, MACHINE_TYPE, MAX_WORKERS
 
 #: Bundles at work in one SDK process: while one waits for Cloud Storage, others compute. Beam's
@@ -25,7 +30,9 @@ HARNESS_THREADS = 4
 LABEL = "application=lfp-vit"
 
 
-def job_options(arguments: Sequence[str], input: str, output: str) -> PipelineOptions:
+def job_options(
+    arguments: Sequence[str], input: str, output: str, *, needs_project: bool = True
+) -> PipelineOptions:
     """Return the options of a job, checked as far as that needs no network.
 
     Parameters
@@ -34,6 +41,8 @@ def job_options(arguments: Sequence[str], input: str, output: str) -> PipelineOp
         Flags of Beam.
     input, output : str
         The table and the dataset folder.
+    needs_project : bool
+        Whether a project that nothing names is a mistake.
 
     Raises
     ------
@@ -50,6 +59,8 @@ def job_options(arguments: Sequence[str], input: str, output: str) -> PipelineOp
     ]
     _fill_in(options, output)
     settings = JobSettings.of(input, output, options.get_all_options())
+    if settings.project or needs_project:
+        problems += check_project(settings)
     problems += check_settings(settings)
     if problems:
         raise UsageError("; ".join(problems))

@@ -24,11 +24,11 @@ from beam_pipeline.launchers.contract import (
     RunFailedError,
     StillRunningError,
 )
-from beam_pipeline.launchers.dataflow.buckets import check_buckets
 from beam_pipeline.launchers.dataflow.follow import JobError, JobInterruptedError, follow_job
 from beam_pipeline.launchers.dataflow.job_options import job_options
 from beam_pipeline.launchers.dataflow.job_record import LABEL, JobRecord, read_record
 from beam_pipeline.launchers.dataflow.job_state import DONE, GONE, TERMINAL, Metrics
+from beam_pipeline.launchers.dataflow.preflight import check_services
 from beam_pipeline.launchers.dataflow.service import DataflowService, default_project
 from beam_pipeline.launchers.dataflow.submit import SubmissionError, job_description, submit
 from beam_pipeline.output.work_folder import PREFIX, WorkFolder
@@ -50,8 +50,10 @@ class DataflowLauncher:
     ------
     UsageError
         If a flag is wrong, or flags contradict each other.
-    ServiceError, BucketError
-        If there are no credentials, or a bucket is missing or out of reach.
+    ServiceError
+        If there are no credentials.
+    PreflightError
+        If there is no such region, or the service account or a bucket is missing or out of reach.
     """
 
     def __init__(
@@ -60,15 +62,15 @@ class DataflowLauncher:
         self._arguments = (arguments, input, output)
         self._verbose = verbose
         _quiet(verbose)
-        if _named_project(arguments):
-            # Wrong flags are wrong without credentials, too.
-            job_options(*self._arguments)
+        # Wrong flags are wrong without credentials, too; but those may name the project.
+        job_options(*self._arguments, needs_project=False)
         project = _project(arguments)
         if project:
             # Beam and Google's clients look for it there as well.
             os.environ.setdefault("GOOGLE_CLOUD_PROJECT", project)
         self._options = job_options(*self._arguments)
-        for note in check_buckets(self._options, input, output):
+        service = DataflowService(self._options, NAMESPACE)
+        for note in check_services(self._options, service, input, output):
             print(f"Note: {note}", file=sys.stderr)
 
     def describe(self, build: Build) -> dict[str, Any]:
@@ -211,11 +213,6 @@ def _outcome(record: JobRecord, metrics: Metrics) -> Outcome:
         "usage": metrics.usage(),
     }
     return Outcome(metrics.counters, details)
-
-
-def _named_project(arguments: Sequence[str]) -> str | None:
-    cloud = PipelineOptions(list(arguments)).view_as(GoogleCloudOptions)
-    return cloud.project or os.environ.get("GOOGLE_CLOUD_PROJECT")
 
 
 def _project(arguments: Sequence[str]) -> str | None:

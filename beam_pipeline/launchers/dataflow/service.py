@@ -13,7 +13,12 @@ import google.auth
 from apache_beam.internal.gcp.auth import get_service_credentials
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 from google.api_core.client_options import ClientOptions
-from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, NotFound
+from google.api_core.exceptions import (
+    BadRequest,
+    GoogleAPICallError,
+    GoogleAPIError,
+    NotFound,
+)
 from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
@@ -26,6 +31,9 @@ from beam_pipeline.launchers.dataflow.job_state import GONE, Message, Metrics, s
 
 #: The API is asked again through an outage of this length; the job does not need us.
 PATIENCE_SECONDS = 600.0
+#: Before there is a job, a person waits for the first answer.
+FIRST_PATIENCE_SECONDS = 60.0
+REGIONS = "https://cloud.google.com/dataflow/docs/resources/locations"
 CONSOLE = "https://console.cloud.google.com/dataflow/jobs"
 _IMPORTANCE = {
     dataflow.JobMessageImportance.JOB_MESSAGE_BASIC: "basic",
@@ -52,7 +60,8 @@ def default_project() -> str | None:
         _, project = google.auth.default()
     except DefaultCredentialsError as error:
         raise ServiceError(
-            "no Google credentials found; run 'gcloud auth application-default login', or set "
+            "no Google credentials found, which --dry_run needs as well, for the job depends on "
+            "the table; run 'gcloud auth application-default login', or set "
             "GOOGLE_APPLICATION_CREDENTIALS"
         ) from error
     return project
@@ -78,7 +87,7 @@ class DataflowService:
         transport = "rest" if endpoint.startswith("http://") else "grpc"
         target = endpoint if transport == "rest" else re.sub(r"^https://", "", endpoint)
         common: dict[str, Any] = {
-            "credentials": _credentials(options),
+            "credentials": credentials_of(options),
             "transport": transport,
             "client_options": ClientOptions(api_endpoint=target or None),
         }
@@ -94,6 +103,34 @@ class DataflowService:
     def cancel_command(self, job_id: str) -> str:
         """Return what a person types to cancel a job."""
         return cancel_command(job_id, self.project, self.region)
+
+    def check_region(self) -> list[str]:
+        """Ask for a job, whichever: a region that Dataflow does not have is refused.
+
+        Returns
+        -------
+        list of str
+            Empty; see `beam_pipeline.launchers.dataflow.preflight`.
+
+        Raises
+        ------
+        ServiceError
+            If there is no such region, or Dataflow cannot be used at all.
+        """
+        request = dataflow.ListJobsRequest(
+            project_id=self.project, location=self.region, page_size=1
+        )
+        retry = self._retry.with_timeout(min(PATIENCE_SECONDS, FIRST_PATIENCE_SECONDS))
+        with _service_errors():
+            try:
+                self._jobs.list_jobs(request, retry=retry)
+            except (BadRequest, NotFound) as error:
+                raise ServiceError(
+                    f"--region {self.region}: Dataflow has no such region for project "
+                    f"{self.project} (it answered {error.code}: {one_line(error.message)}); "
+                    f"take one such as us-central1 or europe-west4, see {REGIONS}"
+                ) from error
+        return []
 
     def find(self, name: str, label: str) -> str:
         """Return the id of the job of this name and label `LABEL`; empty if there is none.
@@ -190,7 +227,8 @@ def _combine(part: str, before: int | None, value: int) -> int:
     return {"min": min, "max": max}.get(part.rpartition("_")[2], int.__add__)(before, value)
 
 
-def _credentials(options: PipelineOptions) -> Credentials:
+def credentials_of(options: PipelineOptions) -> Credentials:
+    """Return the credentials that Beam takes for a job with these options."""
     if options.view_as(GoogleCloudOptions).no_auth:
         return AnonymousCredentials()
     found = get_service_credentials(options)
