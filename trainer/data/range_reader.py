@@ -77,15 +77,18 @@ class LocalReader:
         for _, shard, start, out in parts:
             try:
                 file = self._files.get(shard) or self._file(shard)
-                done = os.preadv(file, (out,), start)
-                while done < len(out):
-                    n = os.preadv(file, (out[done:],), start + done)
-                    if n == 0:
-                        path, end = self._paths[shard], start + len(out)
-                        raise self._storage.ends_early(path, start + done, end)
-                    done += n
+                if os.preadv(file, (out,), start) != len(out):
+                    self._read_slowly(file, shard, start, out)
             except OSError as error:
                 raise self._unreadable(shard, error) from error
+
+    def _read_slowly(self, file: int, shard: int, start: int, out: memoryview) -> None:
+        done = 0
+        while done < len(out):
+            n = os.preadv(file, (out[done:],), start + done)
+            if n == 0:
+                raise self._storage.ends_early(self._paths[shard], start + done, start + len(out))
+            done += n
 
     def forget(self, before: int) -> None:
         """Keep everything as it is: the kernel forgets on its own."""

@@ -95,9 +95,11 @@ def _read(
     group = np.repeat(np.arange(n_sequences), n_trials)
     runs = byte_runs(index, rows.ravel(), group, trial_bytes)
     to = runs.at * trial_bytes
-    columns = (place[group[runs.at]], runs.shard, runs.start, to, to + runs.size)
-    parts = zip(*(column.tolist() for column in columns), strict=True)
-    reader.read((at, shard, start, out[low:high]) for at, shard, start, low, high in parts)
+    buffers = [
+        out[low:high] for low, high in zip(to.tolist(), (to + runs.size).tolist(), strict=True)
+    ]
+    columns = (place[group[runs.at]].tolist(), runs.shard.tolist(), runs.start.tolist())
+    reader.read(zip(*columns, buffers, strict=True))
 
 
 def _row_ranges(rows: NDArray[np.int64], place: NDArray[np.int64]) -> NDArray[np.int64]:
