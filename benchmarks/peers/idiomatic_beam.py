@@ -15,7 +15,7 @@ import webdataset
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsSingleton
 from job import BLOCK_TRIALS, WORKERS, Trial, main, mean_std, plan, sums, write_stats
-from lab import log_spectrogram
+from lab_spectrogram import log_spectrogram
 
 from beam_pipeline.blocks import block_key, key_hash
 from beam_pipeline.splits import SPLITS
