@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_pipeline.blocks import block_key, key_hash, n_shards_for, shard_index, shard_starts
-from beam_pipeline.moments import MAX_MAGNITUDE, UNIT, Moments, exact_sum
+from beam_pipeline.half import to_float16
+from beam_pipeline.moments import MAX_MAGNITUDE, UNIT, Moments, exact_sum, trial_sums
 from beam_pipeline.options import DatasetOptions
 from beam_pipeline.sessions import Block
 from beam_pipeline.shards import Sample, tar_sample_size
@@ -25,7 +26,6 @@ from beam_pipeline.splits import (
 from beam_pipeline.splits_file import apply_splits_file
 from beam_pipeline.traces import Reason, Reject
 
-FLOAT16_MAX = float(np.finfo(np.float16).max)
 CONTENT_MODULUS = 1 << 128
 
 
@@ -114,16 +114,17 @@ def survey_block(
         None where no trial remains.
     rejects : list of Reject
     """
-    # Comparisons with NaN are false, so this finds NaN and infinity too.
-    low, high = values.min(axis=(1, 2)), values.max(axis=(1, 2))
-    usable = (low > -MAX_MAGNITUDE) & (high < MAX_MAGNITUDE) & np.isfinite(baseline).all(axis=1)
+    n_times = values.shape[2]
+    with np.errstate(all="ignore"):
+        sums = trial_sums(values)
+    usable = _usable(values, sums[1]) & np.isfinite(baseline).all(axis=1)
     detail = f"its spectrogram is not finite, or exceeds {MAX_MAGNITUDE:.0e}"
     rejects = [
         Reject(block.session, trial_num, Reason.UNUSABLE_SPECTROGRAM, detail)
         for trial_num in block.trial_num[~usable].tolist()
     ]
     if not usable.all():
-        block, values, baseline = block.select(usable), values[usable], baseline[usable]
+        block, sums, baseline = block.select(usable), sums[:, usable], baseline[usable]
     if len(block.trial_num) == 0:
         return block, None, rejects
     summary = SessionSummary(
@@ -131,12 +132,22 @@ def survey_block(
         block.subject,
         block.condition,
         ((block.block, len(block.trial_num)),),
-        Moments.of(values),
+        Moments.of(sums, n_times),
         int(exact_sum(baseline.sum(axis=1, dtype=np.float64))),
         sum(int.from_bytes(digest.tobytes(), "big") for digest in block.digest) % CONTENT_MODULUS,
     )
     # The digests are summed up; the runner need not carry them any further.
     return replace(block, digest=block.digest[:0], surveyed=True), summary, rejects
+
+
+def _usable(values: NDArray[np.float32], squares: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which trials are finite and below `MAX_MAGNITUDE`, given their sums of squares."""
+    # Comparisons with NaN are false, so both find NaN and infinity too.
+    usable = np.asarray((squares < MAX_MAGNITUDE**2).all(axis=1))
+    for trial in np.flatnonzero(~usable):
+        low, high = values[trial].min(), values[trial].max()
+        usable[trial] = low > -MAX_MAGNITUDE and high < MAX_MAGNITUDE
+    return usable
 
 
 @dataclass(frozen=True)
@@ -203,10 +214,7 @@ class Layout:
         shift = (self.gains[block.session] / UNIT + norm.mean).astype(np.float32)
         values -= shift[:, None]
         values *= (1.0 / norm.std).astype(np.float32)[:, None]
-        n_clipped = 0
-        if max(float(values.max()), -float(values.min())) > FLOAT16_MAX:
-            n_clipped = int(np.count_nonzero(np.abs(values) > FLOAT16_MAX))
-            np.clip(values, -FLOAT16_MAX, FLOAT16_MAX, out=values)
+        halves, n_clipped = to_float16(values)
         metadata = {
             "session": block.session,
             "subject": block.subject,
@@ -218,7 +226,7 @@ class Layout:
             "amplitude": _nullable(block.amplitude),
         }
         key = block_key(block.session, block.block)
-        return Sample(key, values.astype(np.float16), baseline, metadata, n_clipped)
+        return Sample(key, halves, baseline, metadata, n_clipped)
 
 
 def _nullable(values: NDArray[np.float64]) -> list[float | None]:

@@ -55,6 +55,28 @@ def exact_sum(values: NDArray[np.float64]) -> NDArray[np.object_]:
     return np.asarray(total, dtype=object)
 
 
+def trial_sums(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return sums and sums of squares over time.
+
+    Parameters
+    ----------
+    values : float32 array of shape (n_trials, n_freqs, n_times)
+
+    Returns
+    -------
+    float64 array of shape (2, n_trials, n_freqs)
+    """
+    n_trials, n_freqs, _ = values.shape
+    sums = np.empty((2, n_trials, n_freqs))
+    wide = np.empty(values.shape[1:])
+    # Trial by trial, which fits the cache.
+    for trial, spectrogram in enumerate(values):
+        wide[:] = spectrogram
+        wide.sum(axis=1, out=sums[0, trial])
+        np.square(wide, out=wide).sum(axis=1, out=sums[1, trial])
+    return sums
+
+
 @dataclass(frozen=True)
 class Moments:
     """Count, sum and sum of squares of spectrogram values, per frequency.
@@ -77,23 +99,20 @@ class Moments:
         return cls(0, (0,) * n_freqs, (0,) * n_freqs)
 
     @classmethod
-    def of(cls, values: NDArray[np.float32]) -> Moments:
-        """Return the moments of spectrograms (n_trials, n_freqs, n_times), float32.
+    def of(cls, sums: NDArray[np.float64], n_times: int) -> Moments:
+        """Return the moments of trials from their `trial_sums`.
 
-        Values must be finite and below `MAX_MAGNITUDE`. A trial's sums have the 53 bits of
-        float64, so that a standard deviation is good to 1e-9 as long as it is above a thousandth
-        of the mean.
+        Parameters
+        ----------
+        sums : float64 array of shape (2, n_trials, n_freqs)
+            Of values that are finite and below `MAX_MAGNITUDE`. They have the 53 bits of float64,
+            so that a standard deviation is good to 1e-9 as long as it is above a thousandth of
+            the mean.
+        n_times : int
+            Values behind each sum.
         """
-        n_trials, n_freqs, n_times = values.shape
-        sums = np.empty((2, n_trials, n_freqs))
-        wide = np.empty(values.shape[1:])
-        # Trial by trial, which fits the cache.
-        for trial, spectrogram in enumerate(values):
-            wide[:] = spectrogram
-            wide.sum(axis=1, out=sums[0, trial])
-            np.square(wide, out=wide).sum(axis=1, out=sums[1, trial])
         first, second = (tuple(exact_sum(part).tolist()) for part in sums)
-        return cls(n_trials * n_times, first, second)
+        return cls(sums.shape[1] * n_times, first, second)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(

@@ -107,6 +107,16 @@ def test_survey_rejects_what_cannot_be_used_and_keeps_the_rest(where, bad):
     assert summary == expected
 
 
+def test_survey_keeps_a_trial_that_is_large_throughout():
+    """Its squares add up to more than that of the largest value allowed."""
+    values, baseline = make_arrays("s00", 0)
+    values[2] = 2.0**39
+    _, summary, rejects = survey_block(make_block("s00", 0), values, baseline)
+    assert rejects == []
+    assert summary is not None
+    assert summary.n_trials == 4
+
+
 def test_survey_of_a_block_with_nothing_left():
     values, baseline = make_arrays("s00", 0)
     block, summary, rejects = survey_block(make_block("s00", 0), values * np.nan, baseline)
