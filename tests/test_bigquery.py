@@ -15,7 +15,7 @@ import pytest
 
 from beam_pipeline.__main__ import main
 from beam_pipeline.errors import UsageError
-from beam_pipeline.sources import SourceError
+from beam_pipeline.sources import SourceError, bigquery_tables
 from beam_pipeline.sources.bigquery import BigQuerySource, Selection
 from beam_pipeline.sources.bigquery_streams import WATCHDOG, read_client, read_stream
 from beam_pipeline.sources.parquet import ParquetSource
@@ -292,6 +292,23 @@ def test_a_query_of_unchanged_tables_is_the_same_source(
     changed = ask(server, table.slice(0, 50))
     assert changed.n_rows == 25
     assert changed.identity() != first.identity()
+
+
+def test_no_request_of_a_query_is_waited_for_without_end(
+    table: pa.Table, server: BigQueryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bigquery_tables, "ANSWER_SECONDS", 0.3)
+    quick = bigquery_tables._RETRY.with_delay(0.01)
+    monkeypatch.setattr(bigquery_tables, "_RETRY", quick)
+    # What the client itself takes for the shortest wait for a query.
+    monkeypatch.setattr("google.cloud.bigquery.client._MIN_GET_QUERY_RESULTS_TIMEOUT", 0.3)
+    name = ask(server, table).uri.removeprefix("bq://")
+    # So that its life is made longer, too.
+    server.tables[name].expires = datetime.now(UTC) + timedelta(hours=7)
+    # Each of the seven requests is answered the second time only.
+    server.rest_faults.extend(7 * [None, 200])
+    assert ask(server, table).uri == f"bq://{name}"
+    assert not server.rest_faults
 
 
 def test_a_table_that_changes_while_a_query_runs(table: pa.Table, server: BigQueryServer) -> None:

@@ -442,15 +442,18 @@ def test_numbers_of_the_job_are_shown(
     assert "Reading traces: 50 of 96" in captured
 
 
+@pytest.mark.parametrize("outage", [503, 504, None], ids=str)
 def test_an_outage_of_the_service_is_sat_out(
     gcs: GcsServer,
     table: str,
     dataflow: DataflowServer,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
+    outage: int | None,
 ) -> None:
     def follow_job(*arguments: object) -> object:
-        dataflow.outages = 1
+        monkeypatch.setattr(service, "REQUEST_SECONDS", 1.0)
+        dataflow.outages, dataflow.outage = 1, outage
         return follow.follow_job(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(launch, "follow_job", follow_job)

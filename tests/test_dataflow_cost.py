@@ -97,6 +97,6 @@ def test_plan_says_what_a_job_would_take(
         line for line in capsys.readouterr().out.splitlines() if line.startswith("Expected on Data")
     )
     # So few trials are done by one worker, in the time that it takes to start.
-    assert line.startswith("Expected on Dataflow: 4 min with 1 n2-standard-4 workers")
+    assert line.startswith("Expected on Dataflow: 4 min with 1 n2-standard-4 worker, ")
     shuffled, stored = 160 * 300, 160 * 4 * 625
     assert f"({shuffled / 1e3:.1f} kB shuffled, {stored / 1e3:.1f} kB of temporary objects)" in line

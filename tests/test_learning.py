@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from beam_pipeline.__main__ import main as pipeline_main
@@ -31,13 +30,7 @@ MODEL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    # The order of additions, and so the weights, depend on the number of threads.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_dataset(folder: Path, sample: str) -> Path:

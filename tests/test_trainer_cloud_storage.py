@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 import torch
+from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import RefreshError, TransportError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests import datasets
@@ -76,12 +78,7 @@ def remote(gcs: GcsServer, dataset: Path) -> GcsServer:
     return gcs
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def upload(gcs: GcsServer, folder: Path, url: str) -> None:
@@ -216,13 +213,16 @@ def test_a_shard_that_was_exchanged_after_it_was_verified(remote, dataset):
     ("url", "status", "message"),
     [
         ("gs://nobody/data", 0, "gs://nobody/data has no dataset.json"),
-        (DATA, 403, "dataset.json cannot be read: Forbidden"),
+        (DATA, 403, "this account needs the role Storage Object Viewer on the bucket"),
+        (DATA, 401, "log in with: gcloud auth application-default login"),
     ],
 )
 def test_a_dataset_that_cannot_be_read(remote, tmp_path, capfd, url, status, message):
     if status:
         remote.faults.add("GET", "/download/", faults.STATUS, times=None, status=status)
-    assert message in error_line(flags(url, tmp_path / "run"), capfd)
+    line = error_line(flags(url, tmp_path / "run"), capfd)
+    assert f"{url}{'/dataset.json cannot be read: ' if status else ''}" in line
+    assert message in line
 
 
 # --- The cache ------------------------------------------------------------------------------------
@@ -713,6 +713,25 @@ def test_a_snapshot_that_the_store_had_no_time_for_is_sent_later(gcs, mirrored, 
     wait_until(lambda: opened.failure is not None)
     with pytest.raises(RemoteError, match="503 Service Unavailable"):
         opened.push()
+
+
+def test_a_machine_that_gives_no_token_for_a_while_ends_no_training(gcs, mirrored, monkeypatch):
+    monkeypatch.setattr(mirror_module, "LIVE_SECONDS", 0.01)
+    folder, opened = mirrored()
+    asked = []
+
+    def refuse_twice(*_: object) -> None:
+        # As google.auth says that the metadata server did not answer; tokens last an hour.
+        asked.append(1)
+        if len(asked) <= 2:
+            cause = TransportError("Failed to retrieve http://metadata.google.internal/")
+            raise RefreshError(cause) from cause
+
+    monkeypatch.setattr(AnonymousCredentials, "before_request", refuse_twice)
+    write(folder, MARKER, "1")
+    opened.push()
+    wait_until(lambda: opened.failure or gcs.list(RUN) == {MARKER: b"1"})
+    assert opened.failure is None
 
 
 class OneFails(GcsFolder):

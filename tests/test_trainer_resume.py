@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from tests import datasets
@@ -73,12 +72,7 @@ def dataset(tmp_path_factory):
     return datasets.small_dataset(tmp_path_factory)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:

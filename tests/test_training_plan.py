@@ -25,13 +25,7 @@ from trainer.training.patches import describe_padding, describe_smaller_models, 
 from trainer.training.plan import describe_early_stopping
 from trainer.training.step_time import seconds_per_sequence
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def lost_of(sessions: dict[str, list[int]], subjects: list[str | None], n: int, max_gap: int = 0):
@@ -140,10 +134,24 @@ def test_smaller_models_divide_the_spectrogram_and_cost_what_is_said():
     assert describe_smaller_models(tiny, shape, 2) == ""
 
 
+@pytest.mark.parametrize(
+    "config",
+    [ModelConfig(size="tiny"), ModelConfig(embed_dim=48, depth=2, num_heads=2)],
+    ids=["tiny", "width given"],
+)
+def test_a_size_that_makes_nothing_cheaper_is_not_advised(config):
+    line = describe_smaller_models(config, (8, 64, 488), 2)
+    assert line.startswith("--model.patch_freq 16 --model.patch_time 61 takes 1/")
+    assert "--model.size" not in line
+
+
 # --- Early stopping -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sessions", "coarse"), [([2, 3], "0.17"), ([1, 1], "1"), ([5, 5], None)])
+@pytest.mark.parametrize(
+    ("sessions", "coarse"),
+    [([2, 3], "0.17"), ([1, 1], "1"), ([5, 5], None), ([1, 1, 1], "0.17")],
+)
 def test_few_sessions_of_val_make_early_stopping_coarse(sessions, coarse):
     line = describe_early_stopping(sessions, 10, 20)
     assert line.startswith("Early stopping: after 10 epochs without a higher AUC of val's sessions")

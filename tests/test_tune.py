@@ -8,12 +8,12 @@ import sys
 import time
 
 import pytest
-import torch
 
 from tests import datasets
 from tests.runs import ENVIRONMENT, ROOT, TIMING, flags, log_of
 from trainer.__main__ import main
 from trainer.training.checkpoint import read_marker
+from trainer.tune.results import TrialResult, print_results
 from trainer.tune.space import SPACE, searched
 
 
@@ -22,12 +22,7 @@ def dataset(tmp_path_factory):
     return datasets.random_dataset(tmp_path_factory.mktemp("dataset") / "d")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def words(dataset, output, max_trials, *more):
@@ -145,6 +140,35 @@ def test_another_search_in_the_folder_is_refused(dataset, whole, capsys):
 
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"{whole} holds another search: train.seed was 0 and is 5" in line
+
+
+def test_a_run_and_a_search_do_not_share_a_folder(dataset, whole, tmp_path, capsys):
+    assert main(flags(dataset, whole, model__patch_freq=3)) == 2
+    assert f"--output {whole} is a search" in capsys.readouterr().err
+    assert not (whole / "config.yaml").exists()
+
+    run = tmp_path / "run"
+    shutil.copytree(whole / "trials/0000", run)
+    assert main(words(dataset, run, 2)) == 2
+    assert f"--output {run} is a run" in capsys.readouterr().err
+    assert not (run / "study.db").exists()
+
+
+def result(name, auc):
+    return TrialResult(name, "done", auc, {"optim.lr": 1e-3}, f"tune/trials/{name}")
+
+
+@pytest.mark.parametrize(
+    ("aucs", "said"),
+    [
+        ([0.5, 0.75, 0.6], "too good. No trial has seen test"),
+        ([0.5, 0.5, 0.4], "too good. 2 trials reach it: val does not tell which is best."),
+    ],
+)
+def test_trials_that_val_cannot_tell_apart_are_not_called_better(aucs, said, capsys):
+    print_results([result(f"{n:04d}", auc) for n, auc in enumerate(aucs)], [])
+
+    assert said in capsys.readouterr().out
 
 
 def test_a_trial_that_diverges_is_a_result(dataset, tmp_path, capsys):

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import yaml
+from google.cloud.aiplatform_v1 import JobServiceClient
 from google.cloud.aiplatform_v1.types import CustomJob, HyperparameterTuningJob
 from google.protobuf.json_format import ParseDict
 
@@ -212,6 +213,8 @@ def test_a_tuning_job_searches_the_space_with_trials_that_train(capsys):
     assert not any(word.startswith("--output") for word in arguments)
     assert spec["trialJobSpec"]["baseOutputDirectory"]["outputUriPrefix"] == "gs://lab/tune"
     assert "--max-trial-count=12" in command
+    # gcloud has no flag for it.
+    assert message.max_failed_trial_count == 6
 
 
 def test_an_evaluation_job_reads_and_writes_the_run_folder(capsys, bucket):
@@ -482,6 +485,24 @@ def test_two_jobs_never_train_in_one_folder(capsys, vertex, bucket):
     job["state"] = "JOB_STATE_FAILED"
     assert main(["submit", *RUN, *PLACE, "--no_wait"]) == 0
     assert len(vertex.of("customJobs")) == 3
+
+
+def test_a_job_that_is_sent_while_its_user_interrupts_is_found_again(
+    capsys, vertex, bucket, monkeypatch
+):
+    create = JobServiceClient.create_custom_job
+
+    def interrupt(*arguments, **options):
+        create(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(JobServiceClient, "create_custom_job", interrupt)
+    line = error_of(capsys, "submit", *RUN, *PLACE)
+    assert "interrupted while the job was being sent" in line
+    (job,) = vertex.of("customJobs")
+    cancel = f"gcloud ai custom-jobs cancel {job['name'].rpartition('/')[2]}"
+    assert cancel in error_of(capsys, "submit", *RUN, *PLACE)
+    assert len(vertex.of("customJobs")) == 1
 
 
 def test_all_that_is_malformed_is_said_at_once(capsys):

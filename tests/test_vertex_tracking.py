@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from google.api_core.exceptions import BadGateway, GatewayTimeout, ServiceUnavailable
 from sklearn.metrics import auc as area
 
@@ -45,12 +44,7 @@ def server():
     server.close()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

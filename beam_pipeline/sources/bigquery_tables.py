@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -16,6 +17,7 @@ from beam_pipeline.sources import SourceError
 
 #: A read session lives for six hours; a query's table must outlive it, and a run begun later.
 QUERY_TABLE_LIFE = timedelta(hours=24)
+#: For one request: the client itself would wait for an answer for ever.
 ANSWER_SECONDS = 60.0
 _RETRY = DEFAULT_RETRY.with_timeout(ANSWER_SECONDS)
 
@@ -95,9 +97,8 @@ def query_table(client: bigquery.Client, dataset: str, query: str) -> TableState
         If BigQuery refuses it.
     """
     text = query.strip().rstrip(";").rstrip()
-    checked = client.query(
-        text, job_config=bigquery.QueryJobConfig(dry_run=True, use_query_cache=False), retry=_RETRY
-    )
+    dry = bigquery.QueryJobConfig(dry_run=True, use_query_cache=False)
+    checked = client.query(text, job_config=dry, retry=_RETRY, timeout=ANSWER_SECONDS)
     if checked.statement_type != "SELECT":
         raise UsageError(f"--bq_query must be one SELECT, not {checked.statement_type}")
     tables = [_table(client, reference) for reference in checked.referenced_tables]
@@ -112,11 +113,13 @@ def query_table(client: bigquery.Client, dataset: str, query: str) -> TableState
     name = f"{dataset}.lfp_query_{key}"
     expires = datetime.now(UTC) + QUERY_TABLE_LIFE
     # In one statement: a table that expires only later stays for good if we die in between.
-    client.query(
+    making = client.query(
         f"CREATE TABLE IF NOT EXISTS `{name}` OPTIONS "
         f"(expiration_timestamp = TIMESTAMP '{expires.isoformat(timespec='seconds')}') AS\n{text}",
         retry=_RETRY,
-    ).result()
+        timeout=ANSWER_SECONDS,
+    )
+    _wait(making)
     for table in tables:
         if of_now and _table(client, table.reference).modified != table.modified:
             raise SourceError(
@@ -125,8 +128,17 @@ def query_table(client: bigquery.Client, dataset: str, query: str) -> TableState
     result = _table(client, name)
     if result.expires is not None and result.expires < expires - QUERY_TABLE_LIFE / 2:
         result.expires = expires
-        client.update_table(result, ["expires"], retry=_RETRY)
+        client.update_table(result, ["expires"], retry=_RETRY, timeout=ANSWER_SECONDS)
     return TableState(name, max(table.modified for table in tables), can_travel=False)
+
+
+def _wait(job: bigquery.QueryJob) -> None:
+    """Return when a query has run; BigQuery itself ends one after six hours."""
+    while True:
+        # The time is for each request, but the client takes it for all of them as well.
+        with suppress(TimeoutError):
+            job.result(retry=_RETRY, timeout=ANSWER_SECONDS)
+            return
 
 
 def _table(client: bigquery.Client, name: bigquery.TableReference | str) -> bigquery.Table:

@@ -165,7 +165,7 @@ class BigQueryServer:
         return self._rest.jobs
 
     @property
-    def rest_faults(self) -> list[int]:
+    def rest_faults(self) -> list[int | None]:
         """HTTP statuses that the next REST requests are answered with."""
         return self._rest.faults
 

@@ -39,15 +39,16 @@ class RestServer:
     ----------
     jobs : list
         Configurations of the jobs that ran, dry ones included.
-    faults : list of int
-        HTTP statuses that the next requests are answered with.
+    faults : list of int or None
+        HTTP statuses that the next requests are answered with: 200 as they would be, None never.
     """
 
     def __init__(
         self, tables: dict[str, StoredTable], queries: Queries, forbidden: set[str]
     ) -> None:
         self.jobs: list[dict[str, Any]] = []
-        self.faults: list[int] = []
+        self.faults: list[int | None] = []
+        self._closed = threading.Event()
         self._tables = tables
         self._queries = queries
         self._forbidden = forbidden
@@ -64,6 +65,7 @@ class RestServer:
 
     def close(self) -> None:
         """Stop."""
+        self._closed.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -75,8 +77,12 @@ class RestServer:
         RestError
             If it is refused.
         """
-        if self.faults:
-            raise RestError(self.faults.pop(0), "backendError", "on demand")
+        fault = self.faults.pop(0) if self.faults else 200
+        if fault is None:
+            self._closed.wait()
+            raise ConnectionAbortedError
+        elif fault != 200:
+            raise RestError(fault, "backendError", "on demand")
         project, _, rest = path.removeprefix("/bigquery/v2/projects/").partition("/")
         kind, *names = rest.split("/")
         if kind == "datasets" and len(names) >= 3 and names[1] == "tables":
@@ -188,6 +194,9 @@ class _Handler(BaseHTTPRequestHandler):
                 200,
                 self.server_of.answer(self.command, unquote(urlsplit(self.path).path), body),
             )
+        except ConnectionAbortedError:
+            self.close_connection = True
+            return
         except RestError as error:
             status = error.status
             details = [{"reason": error.reason, "message": str(error), "domain": "global"}]

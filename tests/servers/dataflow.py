@@ -81,7 +81,9 @@ class DataflowServer:
     refuse : tuple of (int, str) or None
         Status and message with which jobs are refused.
     outages : int
-        Looks at jobs that are answered 503 from now on.
+        Looks at jobs that are answered `outage` from now on.
+    outage : int or None
+        A status; None stands for no answer at all.
     regions : sequence of str
         Where there is a Dataflow.
     elsewhere : tuple of (int, str)
@@ -96,6 +98,8 @@ class DataflowServer:
         self.executor: Executor | None = None
         self.refuse: tuple[int, str] | None = None
         self.outages = 0
+        self.outage: int | None = 503
+        self.closed = threading.Event()
         self.regions: Sequence[str] = ("europe-west4", "us-central1")
         self.elsewhere = (400, "FAILED_PRECONDITION")
         self.looked_at = threading.Event()
@@ -123,6 +127,7 @@ class DataflowServer:
 
     def close(self) -> None:
         """Stop."""
+        self.closed.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -168,8 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None or job is None:
             self._fail(404, f"no {self.path}")
         elif self.dataflow.outages:
-            self.dataflow.outages -= 1
-            self._fail(503, "try again")
+            self._be_out()
         elif found[4] == "/metrics":
             self._send({"metricTime": "2026-11-22T00:00:00Z", "metrics": job.metrics})
         elif found[4] == "/messages":
@@ -180,11 +184,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self, name: str) -> None:
         if self.dataflow.outages:
-            self.dataflow.outages -= 1
-            self._fail(503, "try again")
+            self._be_out()
             return
         jobs = self.dataflow.jobs
         self._send({"jobs": [job.summary() for job in jobs if name in ("", job.body["name"])]})
+
+    def _be_out(self) -> None:
+        self.dataflow.outages -= 1
+        if self.dataflow.outage is None:
+            self.close_connection = True
+            self.dataflow.closed.wait()
+        else:
+            self._fail(self.dataflow.outage, "try again")
 
     def _refuse_region(self, region: str) -> None:
         text = (

@@ -61,8 +61,10 @@ def find_lost_sessions(
     run_session, run_size = trials.session[runs[:-1]], np.diff(runs)
     lost = []
     for index, session in enumerate(trials.sessions):
+        if index in held:
+            continue
         numbers = trials.trial_num[trials.session == index]
-        if index in held or not len(numbers):
+        if not len(numbers):
             continue
         subject = trials.subjects[index]
         lost.append(

@@ -111,8 +111,9 @@ def cut_sequences(
         )
     if not len(sequences):
         raise UsageError(
-            f"every sequence of {config.n_trials} trials in {split} has more than "
-            f"{config.max_gap} missing trials in a row: raise --sequence.max_gap"
+            f"trials are missing so often that no session of {split} has {config.n_trials} in a "
+            f"row with gaps of at most {config.max_gap}: lower --sequence.n_trials or raise "
+            "--sequence.max_gap"
         )
     check_classes(folder, split, config, trials, sequences)
     return sequences

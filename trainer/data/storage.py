@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
@@ -157,8 +158,9 @@ class Storage:
     def _fail(self, path: str, error: Exception) -> NoReturn:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             raise self.missing(path) from error
+        remedy = _remedy(error) if self.url.startswith("gs://") else ""
         raise DatasetError(
-            f"{self.name(path)} cannot be read: {error or type(error).__name__}"
+            f"{self.name(path)} cannot be read: {error or type(error).__name__}{remedy}"
         ) from error
 
     def _ask_for(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
@@ -227,6 +229,15 @@ def _gcs_options() -> dict[str, Any]:
 
     timeout = ClientTimeout(sock_connect=STALLED_SECONDS, sock_read=STALLED_SECONDS)
     return {"requests_timeout": timeout}
+
+
+def _remedy(error: Exception) -> str:
+    """Return what to do where Cloud Storage refuses to be read; empty for other errors."""
+    if getattr(error, "code", None) == HTTPStatus.UNAUTHORIZED:
+        return "; log in with: gcloud auth application-default login"
+    if str(error).startswith("Forbidden"):
+        return "; this account needs the role Storage Object Viewer on the bucket"
+    return ""
 
 
 def _may_pass(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import google_crc32c
 from google.api_core import exceptions
-from google.auth.exceptions import GoogleAuthError
+from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Client
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
@@ -154,6 +154,9 @@ def _explained(where: str, error: Exception, may_be_gone: bool) -> RemoteError:
     if isinstance(error, exceptions.PreconditionFailed):
         return RemoteError(f"{where} was written by another process meanwhile: let one end first")
     lasting = not isinstance(error, exceptions.RetryError | DataCorruption | ValueError)
+    if isinstance(error, TransportError) or isinstance(error.__cause__, TransportError):
+        # No token could be fetched, which is not to say that one was refused.
+        lasting = False
     cause = (error.cause if isinstance(error, exceptions.RetryError) else None) or error
     status = getattr(cause, "code", None) or getattr(
         getattr(cause, "response", None), "status_code", None

@@ -17,7 +17,14 @@ from trainer.data.loader import SequenceLoader, open_loaders
 from trainer.distributed import Process, process_group
 from trainer.errors import UsageError
 from trainer.options import RunOptions, dump_config
-from trainer.run_folder import RunFolder, is_remote, local_path, open_run, write_atomically
+from trainer.run_folder import (
+    STUDY,
+    RunFolder,
+    is_remote,
+    local_path,
+    open_run,
+    write_atomically,
+)
 from trainer.trained_model import data_order, order_of, run_identity
 from trainer.training.checkpoint import check_same_run, load_checkpoint, read_marker
 from trainer.training.fit import Fit, SearchTrial, is_finished
@@ -73,8 +80,7 @@ def _run(
         loaders = {}
         if checkpoint is None or not is_finished(checkpoint, config.train):
             loaders = _fit(
-                *(options, dataset, folder, process, checkpoint),
-                *(followers, interruption, trial),
+                options, dataset, folder, process, checkpoint, followers, interruption, trial
             )
         elif process.is_main:
             _write_config(options, folder)
@@ -92,6 +98,10 @@ def _prepare(
     if (folder.path / MANIFEST).exists():
         raise UsageError(
             f"--output {options.output} is a dataset: give the run a folder of its own"
+        )
+    if (folder.path / STUDY).exists():
+        raise UsageError(
+            f"--output {options.output} is a search (tune): give the run a folder of its own"
         )
     checkpoint = None
     checkpoints = folder.path / "checkpoints"
@@ -152,7 +162,17 @@ def _fit(
             Plan(config, dataset, plans, step, state, process).show()
     train, val = loaders["train"], loaders.get("val")
     fit = Fit(
-        *(config, dataset, train, val, step, state, identity, folder, process, followers, trial)
+        config=config,
+        dataset=dataset,
+        loader=train,
+        val_loader=val,
+        step=step,
+        state=state,
+        identity=identity,
+        folder=folder,
+        process=process,
+        followers=followers,
+        trial=trial,
     )
     fit.run(interruption)
     return {split: loader for split, loader in loaders.items() if split == "val"}

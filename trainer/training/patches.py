@@ -75,11 +75,17 @@ def describe_smaller_models(
         for name in ("patch_freq", "patch_time")
         if getattr(coarse, name) > getattr(config, name)
     ]
-    tiny = replace(coarse, size="tiny", embed_dim=None, depth=None, num_heads=None)
-    models = {" ".join(flags): coarse, " ".join([*flags, "--model.size tiny"]): tiny}
-    before = _flops(config, shape, n_classes)
-    shares = {words: before / _flops(model, shape, n_classes) for words, model in models.items()}
-    told = [f"{words} takes 1/{share:.0f}" for words, share in shares.items() if share >= 2]
+    models = {
+        " ".join(flags): coarse,
+        " ".join([*flags, "--model.size tiny"]): replace(coarse, size="tiny"),
+    }
+    before = least = _flops(config, shape, n_classes)
+    told = []
+    for words, model in models.items():
+        flops = _flops(model, shape, n_classes)
+        if 2 * flops <= least:
+            told.append(f"{words} takes 1/{before / flops:.0f}")
+            least = flops
     return f"{', '.join(told)} of the operations" if told else ""
 
 

@@ -152,8 +152,8 @@ class Plan:
         left = epoch * (config.train.epochs - self.state.step / self.step.steps_per_epoch)
         yield (
             f"Time: about {format_seconds(step)} a step, {format_seconds(epoch)} an epoch, "
-            f"{format_seconds(left)} to the end, as measured on one sequence; the first step takes "
-            "longest"
+            f"{format_seconds(left)} to the end, as measured on one sequence and without "
+            "validation; the first step takes longest"
         )
         smaller = describe_smaller_models(config.model, self.shape, n_classes)
         if epoch > _LONG_EPOCH and smaller:
@@ -178,6 +178,9 @@ def describe_early_stopping(sessions: list[int], patience: int, epochs: int) -> 
     what = "a higher AUC of val's sessions" if has_auc else "a lower loss on val"
     line = f"Early stopping: after {patience} epochs without {what} (--train.patience {patience})"
     pairs = min(count * (sum(sessions) - count) for count in sessions)
+    if len(sessions) > 2:
+        # The AUC is then the mean over one class against the others.
+        pairs *= len(sessions)
     if not has_auc or pairs >= _ENOUGH_PAIRS:
         return line
     counts = " + ".join(map(str, sessions))

@@ -66,10 +66,12 @@ def print_results(results: Sequence[TrialResult], parameters: Sequence[Parameter
         return
     flags = " ".join(f"--{name} {value:.6g}" for name, value in best.values.items())
     print(f"Best: trial {best.name} in {best.folder}: {flags}")
+    equal = sum(result.auc == best.auc for result in results)
+    ties = f"{equal} trials reach it: val does not tell which is best. " if equal > 1 else ""
     print(
         f"Its {best.auc:.3f} is the highest of {len(results)} on the same val sessions, so it is "
-        "too good. No trial has seen test; when the search is over, and for this trial alone: "
-        f"python -m trainer evaluate {shlex.quote(best.folder)}"
+        f"too good. {ties}No trial has seen test; when the search is over, and for this trial "
+        f"alone: python -m trainer evaluate {shlex.quote(best.folder)}"
     )
 
 

@@ -55,6 +55,8 @@ def search(
     dataset = open_dataset(run_options.data)
     check_objective(dataset)
     with open_run(output, alone=True) as folder:
+        if (folder.path / "config.yaml").exists():
+            raise UsageError(f"--output {output} is a run: give the search a folder of its own")
         identity = _identity(run_options.config, dataset, parameters)
         seed = run_options.config.train.seed
         with open_study(folder.path, parameters, identity, seed) as study:

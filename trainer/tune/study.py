@@ -18,10 +18,11 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from trainer.errors import TrainerError
+from trainer.run_folder import STUDY
 from trainer.tune.results import DONE, FAILED, UNFINISHED, TrialResult
 from trainer.tune.space import Parameter
 
-_STUDY = "study"
+_NAME = "study"
 _IDENTITY = "identity"
 _STATES = {TrialState.COMPLETE: DONE, TrialState.FAIL: FAILED}
 
@@ -109,12 +110,12 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+        storage = optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY}")
     except Exception as error:
-        raise TrainerError(f"cannot use {folder / 'study.db'}: {error}") from error
+        raise TrainerError(f"cannot use {folder / STUDY}: {error}") from error
     try:
         study = optuna.create_study(
-            storage=storage, study_name=_STUDY, direction="maximize", load_if_exists=True
+            storage=storage, study_name=_NAME, direction="maximize", load_if_exists=True
         )
         before = study.user_attrs.get(_IDENTITY)
         if before is None:

@@ -151,7 +151,8 @@ def as_yaml(job: Mapping[str, Any], options: VertexOptions) -> str:
     """Return a job as the file that ``gcloud ... create --config`` takes, with that command."""
     if "studySpec" in job:
         command = ["gcloud", "ai", "hp-tuning-jobs", "create"]
-        content = {name: job[name] for name in ("studySpec", "trialJobSpec")}
+        names = ("studySpec", "maxFailedTrialCount", "trialJobSpec")
+        content = {name: job[name] for name in names}
         counts = [
             f"--max-trial-count={job['maxTrialCount']}",
             f"--parallel-trial-count={job['parallelTrialCount']}",

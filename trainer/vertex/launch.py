@@ -78,7 +78,13 @@ def launch(
             f"{active.name} has not ended and writes to {work.output} as well: wait for it, cancel "
             f"it ({_gcloud(active.name, 'cancel', options)}), or give another --output"
         )
-    created = service.create(message)
+    try:
+        created = service.create(message)
+    except KeyboardInterrupt:
+        raise TrainerError(
+            "interrupted while the job was being sent; if it was, the same command finds it and "
+            "says how to cancel it, else it sends it"
+        ) from None
     for line in _links(created.name, options, work):
         print(line, flush=True)
     if wait:

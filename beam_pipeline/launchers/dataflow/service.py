@@ -14,16 +14,18 @@ from apache_beam.internal.gcp.auth import get_service_credentials
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 from google.api_core.client_options import ClientOptions
 from google.api_core.exceptions import (
+    BadGateway,
     BadRequest,
+    GatewayTimeout,
     GoogleAPICallError,
     GoogleAPIError,
     NotFound,
 )
-from google.api_core.retry import Retry
+from google.api_core.retry import Retry, if_transient_error
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.cloud import dataflow_v1beta3 as dataflow
-from requests import RequestException
+from requests import RequestException, Timeout
 
 from beam_pipeline.errors import one_line
 from beam_pipeline.launchers.dataflow.job_record import LABEL, cancel_command
@@ -31,6 +33,8 @@ from beam_pipeline.launchers.dataflow.job_state import GONE, Message, Metrics, s
 
 #: The API is asked again through an outage of this length; the job does not need us.
 PATIENCE_SECONDS = 600.0
+#: For one request: the client itself would wait for an answer for ever.
+REQUEST_SECONDS = 60.0
 #: Before there is a job, a person waits for the first answer.
 FIRST_PATIENCE_SECONDS = 60.0
 REGIONS = "https://cloud.google.com/dataflow/docs/resources/locations"
@@ -94,7 +98,7 @@ class DataflowService:
         self._jobs = dataflow.JobsV1Beta3Client(**common)
         self._messages = dataflow.MessagesV1Beta3Client(**common)
         self._metrics = dataflow.MetricsV1Beta3Client(**common)
-        self._retry = Retry(initial=1.0, maximum=30.0, timeout=PATIENCE_SECONDS)
+        self._retry = Retry(_may_pass, initial=1.0, maximum=30.0, timeout=PATIENCE_SECONDS)
 
     def console_url(self, job_id: str) -> str:
         """Return the address of a job's page."""
@@ -123,7 +127,7 @@ class DataflowService:
         retry = self._retry.with_timeout(min(PATIENCE_SECONDS, FIRST_PATIENCE_SECONDS))
         with _service_errors():
             try:
-                self._jobs.list_jobs(request, retry=retry)
+                self._jobs.list_jobs(request, retry=retry, timeout=REQUEST_SECONDS)
             except (BadRequest, NotFound) as error:
                 raise ServiceError(
                     f"--region {self.region}: Dataflow has no such region for project "
@@ -141,12 +145,12 @@ class DataflowService:
         """
         request = dataflow.ListJobsRequest(project_id=self.project, location=self.region, name=name)
         with _service_errors():
-            for listed in self._jobs.list_jobs(request, retry=self._retry):
+            for listed in self._jobs.list_jobs(request, **self._patience()):
                 # Names come again; what is listed leaves out the labels.
                 place = self._place(listed.id)
                 view = dataflow.JobView.JOB_VIEW_ALL
                 job = self._jobs.get_job(
-                    dataflow.GetJobRequest(view=view, **place), retry=self._retry
+                    dataflow.GetJobRequest(view=view, **place), **self._patience()
                 )
                 if job.name == name and job.labels.get(LABEL) == label:
                     return str(job.id)
@@ -162,7 +166,7 @@ class DataflowService:
         request = dataflow.GetJobRequest(**self._place(job_id))
         with _service_errors():
             try:
-                job = self._jobs.get_job(request, retry=self._retry)
+                job = self._jobs.get_job(request, **self._patience())
             except NotFound:
                 return GONE
         return state_name(dataflow.JobState(job.current_state).name)
@@ -175,7 +179,7 @@ class DataflowService:
             **self._place(job_id),
         )
         with _service_errors():
-            for message in self._messages.list_job_messages(request, retry=self._retry):
+            for message in self._messages.list_job_messages(request, **self._patience()):
                 importance = _IMPORTANCE.get(message.message_importance)
                 if importance:
                     yield Message(message.id, message.time, importance, message.message_text)
@@ -184,11 +188,19 @@ class DataflowService:
         """Return a job's numbers as they are now."""
         request = dataflow.GetJobMetricsRequest(**self._place(job_id))
         with _service_errors():
-            found = self._metrics.get_job_metrics(request, retry=self._retry)
+            found = self._metrics.get_job_metrics(request, **self._patience())
         return read_metrics(found.metrics, self._namespace)
+
+    def _patience(self) -> dict[str, Any]:
+        return {"retry": self._retry, "timeout": REQUEST_SECONDS}
 
     def _place(self, job_id: str) -> dict[str, str]:
         return {"project_id": self.project, "location": self.region, "job_id": job_id}
+
+
+def _may_pass(error: Exception) -> bool:
+    # The last is that of a request over plain HTTP; over gRPC it is the second.
+    return if_transient_error(error) or isinstance(error, BadGateway | GatewayTimeout | Timeout)
 
 
 def read_metrics(updates: Any, namespace: str) -> Metrics:
