@@ -445,4 +445,6 @@ def _sample_problems(
 
 def _describe_non_finite(trace: NDArray[np.generic]) -> str:
     bad = np.flatnonzero(~np.isfinite(trace))
+    if len(bad) == 1:
+        return f"sample {bad[0]} is not finite"
     return f"{len(bad)} samples are not finite, the first at sample {bad[0]}"

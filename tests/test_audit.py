@@ -243,7 +243,9 @@ def test_other_lengths_are_counted_and_left_out_of_the_means(tmp_path):
 
     assert [(t["n_samples"], t["rows"]) for t in data["trace_timings"]] == [(1000, 120), (700, 6)]
     assert data["timing"]["n_averaged"] == 120
-    assert kinds(data)["trace_lengths"]["title"] == "6 traces have another length"
+    warning = kinds(data)["trace_lengths"]
+    assert warning["title"] == "6 traces have another length"
+    assert "Most traces have 1,000 samples; the others have 700." in warning["text"]
     np.testing.assert_allclose(
         data["conditions"][0]["mean_spectrum"], clean["conditions"][0]["mean_spectrum"]
     )

@@ -189,6 +189,15 @@ def test_session_probe_of_sessions_that_are_too_short():
     assert linear.session_probe(np.zeros((len(rows), 2)), rows, session) is None
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "chance", "by_heart"),
+    [(1.0, 0.05, True), (0.4, 0.05, True), (0.10, 0.08, False), (0.11, 0.14, False)],
+)
+def test_a_probe_near_chance_is_not_said_to_give_sessions_away(accuracy, chance, by_heart):
+    probe = {"accuracy": accuracy, "chance": chance, "n_sessions": 12, "n": 60}
+    assert ("can know sessions by heart" in linear.meaning_of_probe(probe)) == by_heart
+
+
 def make_pooled(effect, seed):
     """Class 1 has a bump at a frequency and a time of its own in every trial."""
     rng = np.random.default_rng(seed)

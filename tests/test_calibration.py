@@ -6,7 +6,12 @@ from scipy.optimize import minimize
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from trainer.evaluation.calibration import TEMPERATURES, fit_temperature, reliability_curve
+from trainer.evaluation.calibration import (
+    TEMPERATURES,
+    fit_temperature,
+    meaning_of_temperature,
+    reliability_curve,
+)
 from trainer.evaluation.intervals import bootstrap_weights
 from trainer.evaluation.metrics import N_BINS, compute_metrics
 from trainer.evaluation.predictions import probabilities
@@ -63,6 +68,15 @@ def test_perfect_logits_are_not_sharpened_without_end():
     assert sharpest is not None
     assert low <= sharpest < 2 * low
     assert fit_temperature(logits, 1 - label) == pytest.approx(high, rel=1e-3)
+
+
+def test_a_model_that_is_wrong_on_val_is_not_called_too_sure():
+    logits, label = overconfident()
+    cases = {1.0: "too sure of itself", 0.1: "not sure enough", -1.0: "no better than an equal"}
+    for factor, said in cases.items():
+        temperature = fit_temperature(factor * logits, label)
+        assert temperature is not None
+        assert said in meaning_of_temperature(temperature)
 
 
 def test_reliability_against_scikit_learn():

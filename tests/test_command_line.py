@@ -292,13 +292,12 @@ def test_a_column_of_animals_that_is_not_used_is_noted(
         flags += ["--n_folds", "3"]
     else:
         flags += tables.FLAGS
-    if command != "plan":
-        flags += ["--output", str(tmp_path / "out")]
     if command == "preprocess":
         flags += tables.IN_PROCESS
-    for columns in ("trace=lfp", "trace=lfp,subject=animal_id"):
+    for number, columns in enumerate(("trace=lfp", "trace=lfp,subject=animal_id")):
         flags[3] = columns
-        assert main([command, *flags, *(["--overwrite"] if command == "preprocess" else [])]) == 0
+        output = [] if command == "plan" else ["--output", str(tmp_path / f"out-{number}")]
+        assert main([command, *flags, *output]) == 0
         noted = "pass --columns trace=lfp,subject=animal_id if" in capsys.readouterr().err
         assert noted == ("animal_id" not in columns)
 

@@ -141,13 +141,24 @@ def test_missing_column_lists_what_there_is(tmp_path, name):
         (
             {"session": "s", "group": "s", "trial_num": 1, "wave": [1.0], "Mouse ID": 1},
             {"trace": "wave"},
-            "no column 'condition'; did you mean --columns trace=wave,condition=group,"
-            "subject=Mouse ID? It has",
+            "no column 'condition'; did you mean --columns 'trace=wave,condition=group,"
+            "subject=Mouse ID'? It has",
         ),
         (
             {"session": "s", "condition": "s", "trial_num": 1, "trace": "s", "mouse_id": 1},
             {"subject": "animal"},
             "no column 'animal' for 'subject'; did you mean --columns subject=mouse_id? It has",
+        ),
+        # The one column of lists is the traces, whatever its name.
+        (
+            {"session": "s", "condition": "s", "trial_num": 1, "ch3_uV": [1.0], "note": "s"},
+            {},
+            "no column 'trace'; did you mean --columns trace=ch3_uV? It has",
+        ),
+        (
+            {"session": "s", "condition": "s", "trial_num": 1, "ch3": [1.0], "ch4": [1.0]},
+            {},
+            "no column 'trace'; name it with --columns trace=COLUMN. It has",
         ),
         # Of another type than asked for, or taken.
         (

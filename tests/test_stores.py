@@ -282,7 +282,7 @@ def test_sequences_that_all_have_a_gap(tmp_path: Path) -> None:
         "train": [datasets.Recording(c, c, c, gaps) for c in ("WT", "FMR1")],
     }
     path = datasets.write_dataset(tmp_path, splits)
-    with pytest.raises(UsageError, match=r"more than 1 missing trials in a row: raise --sequence"):
+    with pytest.raises(UsageError, match=r"has 3 in a row with gaps of at most 1: lower"):
         loader_of(path, "memory", sequence=SequenceConfig(3, max_gap=1))
     assert len(loader_of(path, "memory", sequence=SequenceConfig(3, max_gap=2)).sequences) > 0
 

@@ -93,12 +93,15 @@ def test_help_and_complaints_do_not_wait_for_pytorch():
             2,
             "heads",
         ),
+        (["train", "--data", "{data}", "--output", "{tmp}"], 2, "no run, and holds notes.txt"),
         (["evaluate", "{tmp}"], 1, "has no config.yaml: it is no run folder"),
+        (["evaluate", "{tmp}/x"], 1, "is not there; pass the --output of train"),
         (["evaluate"], 2, "required: RUN"),
         (["evaluate", "{tmp}", "--split", "all"], 2, "invalid choice: 'all'"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(dataset, tmp_path, capsys, arguments, status, expected):
+    (tmp_path / "notes.txt").touch()
     words = [word.format(tmp=tmp_path, data=dataset) for word in arguments]
 
     found, lines = status_and_error(words, capsys)

@@ -565,7 +565,7 @@ def test_every_command_works_on_a_run_in_a_bucket(finished, capfd):
 
 def test_an_unknown_run_is_named_by_its_url(gcs, capfd):
     line = error_line(["evaluate", "gs://lab/nothing/"], capfd)
-    assert line == "error: gs://lab/nothing has no config.yaml: it is no run folder"
+    assert line.startswith("error: gs://lab/nothing has no config.yaml: it is no run folder")
     line = error_line(["report", "gs://lab/nothing"], capfd)
     assert "gs://lab/nothing has no config.yaml" in line
 

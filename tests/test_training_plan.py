@@ -22,7 +22,7 @@ from trainer.data.trials import Trials
 from trainer.model import create_model
 from trainer.training import plan as training_plan
 from trainer.training.patches import describe_padding, describe_smaller_models, nearest_divisor
-from trainer.training.plan import describe_early_stopping
+from trainer.training.plan import describe_validation
 from trainer.training.step_time import seconds_per_sequence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,17 +152,28 @@ def test_a_size_that_makes_nothing_cheaper_is_not_advised(config):
     ("sessions", "coarse"),
     [([2, 3], "0.17"), ([1, 1], "1"), ([5, 5], None), ([1, 1, 1], "0.17")],
 )
-def test_few_sessions_of_val_make_early_stopping_coarse(sessions, coarse):
-    line = describe_early_stopping(sessions, 10, 20)
-    assert line.startswith("Early stopping: after 10 epochs without a higher AUC of val's sessions")
-    assert ("coarse" in line) == (coarse is not None)
+def test_few_sessions_of_val_are_coarse(sessions, coarse):
+    stopping, *more = describe_validation(sessions, 10, 20)
+    assert stopping == (
+        "Early stopping: after 10 epochs without a higher AUC of val's sessions "
+        "(--train.patience 10)"
+    )
+    assert len(more) == (coarse is not None)
     if coarse:
-        assert f"moves in steps of {coarse};" in line
-        assert "--train.patience null trains all 20 epochs" in line
+        assert f"moves in steps of {coarse}, " in more[0]
+        assert more[0].endswith("; --train.patience null trains all 20 epochs")
+
+
+@pytest.mark.parametrize("patience", [None, 20])
+def test_a_run_that_does_not_stop_early_says_only_what_is_coarse(patience):
+    (line,) = describe_validation([1, 2], patience, 20)
+    assert line.startswith("Validation is coarse: with 1 + 2 val sessions the AUC moves in steps")
+    assert "--train.patience" not in line
 
 
 def test_where_val_lacks_a_class_the_loss_stops():
-    assert "without a lower loss on val" in describe_early_stopping([0, 4], 3, 20)
+    (line,) = describe_validation([0, 4], 3, 20)
+    assert "without a lower loss on val" in line
 
 
 # --- Time -----------------------------------------------------------------------------------------

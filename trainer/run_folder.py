@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from trainer.remote.mirror import Mirror
 
 COMMIT_MARKER = "checkpoints/committed.json"
+#: The state of a search, whose folder is no run.
+STUDY = "study.db"
 _LOCK = ".lock"
 #: Only appended to.
 _LIVE = ("metrics.jsonl", "tensorboard/")

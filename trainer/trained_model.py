@@ -130,5 +130,6 @@ def read_run_config(run: Path) -> tuple[Config, str]:
     """
     path = run / "config.yaml"
     if not path.is_file():
-        raise TrainerError(f"{run} has no config.yaml: it is no run folder")
+        why = "has no config.yaml: it is no run folder" if run.is_dir() else "is not there"
+        raise TrainerError(f"{run} {why}; pass the --output of train")
     return load_config(path)

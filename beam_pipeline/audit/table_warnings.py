@@ -304,12 +304,14 @@ def _trace_lengths(audit: TableAudit) -> Iterator[AuditWarning]:
     if len(lengths) > 1:
         common = max(lengths, key=lambda length: lengths[length])
         others = audit.accepted - lengths[common]
+        rest = lengths.keys() - {common}
+        span = f"{min(rest):,}" + (f" to {max(rest):,}" if len(rest) > 1 else "")
         yield AuditWarning(
             "trace_lengths",
             Severity.WARNING if others > SEVERE_REJECT_FRACTION * audit.accepted else Severity.NOTE,
             f"{_plural(others, 'trace', 'has', 'have')} another length",
-            f"Most traces have {common:,} samples; others have {min(lengths):,} to "
-            f"{max(lengths):,}. The means on this page are over the most common length and timing.",
+            f"Most traces have {common:,} samples; the others have {span}. The means on "
+            "this page are over the most common length and timing.",
             "Rows too short for the window are rejected as too_short.",
         )
     rates = {timing.sfreq for timing in audit.timings}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -92,9 +93,9 @@ def open_source(args: argparse.Namespace) -> TraceSource:
 
 
 def _with_animal(columns: Mapping[str, str], source: TraceSource) -> str:
-    """Return the value of ``--columns`` that names the animals, too."""
+    """Return the value of ``--columns`` that names the animals, too, as a shell takes it."""
     given = {**columns, "subject": source.animal_column}
-    return ",".join(f"{name}={column}" for name, column in given.items())
+    return shlex.quote(",".join(f"{name}={column}" for name, column in given.items()))
 
 
 def find_source(args: argparse.Namespace) -> TraceSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -157,13 +158,15 @@ def _say_missing(missing: Sequence[str], schema: pa.Schema, names: Mapping[str, 
         said.append(f"'{column}'" if column == name else f"'{column}' for '{name}'")
         free = _free_columns(schema, names, name)
         guess = nearest_column(column, free) or nearest_column(name, free)
+        if name == "trace":
+            guess = guess or _only_list(schema, free)
         n_guessed += guess is not None
         entries.append(f"{name}={guess or 'COLUMN'}")
     if "subject" not in {*schema.names, *names}:
         animal = animal_column(_free_columns(schema, names, "subject"))
         entries += [] if animal is None else [f"subject={animal}"]
     many = "s" if len(missing) > 1 else ""
-    flag = f"--columns {','.join(entries)}"
+    flag = f"--columns {shlex.quote(','.join(entries))}"
     advice = (
         f"did you mean {flag}?"
         if n_guessed == len(missing)
@@ -177,6 +180,12 @@ def _free_columns(schema: pa.Schema, names: Mapping[str, str], name: str) -> lis
     taken = {names.get(other, other) for other in COLUMNS if other != name}
     fits, _ = COLUMN_TYPES[name]
     return [field.name for field in schema if fits(field.type) and field.name not in taken]
+
+
+def _only_list(schema: pa.Schema, columns: Sequence[str]) -> str | None:
+    """Return the column of lists if it is the only one: it is the traces, whatever its name."""
+    lists = [f.name for f in schema if f.name in columns and pa.types.is_nested(f.type)]
+    return lists[0] if len(lists) == 1 else None
 
 
 def _listed(schema: pa.Schema) -> str:

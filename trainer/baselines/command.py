@@ -23,7 +23,7 @@ from trainer.baselines.fitting import (
     missing_baselines,
 )
 from trainer.baselines.folder import Baselines, baselines_key, check_free, write_baselines
-from trainer.baselines.linear import session_probe
+from trainer.baselines.linear import meaning_of_probe, session_probe
 from trainer.config import EvaluationConfig, SequenceConfig
 from trainer.console import format_estimate, print_table
 from trainer.data.dataset_folder import MANIFEST, SPLITS, DatasetFolder, open_dataset
@@ -318,7 +318,6 @@ def _remarks(
         lines.append(
             f"session probe: mean/std of one train sequence names its session in "
             f"{probe['accuracy']:.0%} of cases, by chance {probe['chance']:.0%} "
-            f"({probe['n_sessions']:,} sessions); a model can know sessions by heart, so only new "
-            "animals show what it knows of the class"
+            f"({probe['n_sessions']:,} sessions); {meaning_of_probe(probe)}"
         )
     return lines

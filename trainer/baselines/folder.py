@@ -180,8 +180,20 @@ def list_unfit(unfit: Mapping[str, str]) -> str:
     return f" ({reasons})" if reasons else ""
 
 
-def check_free(folder: RunFolder, wanted: Mapping[str, Any]) -> None:
+def check_free(
+    folder: RunFolder,
+    wanted: Mapping[str, Any],
+    advice: str = "give another --output, or --overwrite to replace them",
+) -> None:
     """Refuse a folder that holds other baselines than those that are to be written.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    wanted : mapping
+        As of `mismatch`.
+    advice : str
+        What to do about others.
 
     Raises
     ------
@@ -197,10 +209,7 @@ def check_free(folder: RunFolder, wanted: Mapping[str, Any]) -> None:
     except (TrainerError, AttributeError, KeyError, TypeError):
         return
     for reason in filter(None, reasons):
-        raise UsageError(
-            f"{folder.url} holds baselines {reason}: give another --output, or --overwrite to "
-            "replace them"
-        )
+        raise UsageError(f"{folder.url} holds baselines {reason}: {advice}")
 
 
 def _table(folder: RunFolder, name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 #: Without a val split that could choose, scikit-learn's default.
 DEFAULT_PENALTY = 1.0
 PCA_COMPONENTS = 32
+#: Of the way from chance to always right: what a probe must reach to speak of sessions at all.
+_GIVEN_AWAY = 0.2
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -169,6 +172,20 @@ def session_probe(
         "n_sessions": len(usable),
         "n": int(used.sum()),
     }
+
+
+def meaning_of_probe(probe: Mapping[str, float | int]) -> str:
+    """Return as a clause what follows of a model that `session_probe` found.
+
+    Parameters
+    ----------
+    probe : mapping
+        With ``accuracy`` and ``chance``.
+    """
+    beyond_chance = (probe["accuracy"] - probe["chance"]) / (1 - probe["chance"])
+    if beyond_chance < _GIVEN_AWAY:
+        return "that is hardly more than chance: these features do not give sessions away"
+    return "a model can know sessions by heart, so only new animals show what it knows of the class"
 
 
 def _auc(logits: Floats, label: Labels) -> float:

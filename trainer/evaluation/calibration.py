@@ -48,6 +48,19 @@ def fit_temperature(logits: NDArray[np.float64], label: NDArray[np.int64]) -> fl
     return math.exp(found.x)
 
 
+def meaning_of_temperature(temperature: float) -> str:
+    """Return as a clause what a temperature that was fitted on val says of a model."""
+    # The search ends just inside its bounds.
+    if temperature > 0.99 * TEMPERATURES[1]:
+        return (
+            "the highest that is tried: on val the model does no better than an equal probability "
+            "for every class"
+        )
+    if temperature > 1:
+        return "the model is too sure of itself as it is"
+    return "the model is not sure enough as it is"
+
+
 @dataclass(frozen=True, eq=False)
 class ReliabilityCurve:
     """Confidence and accuracy by bin of confidence; the gaps add up to the ECE.

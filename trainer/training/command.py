@@ -35,6 +35,16 @@ from trainer.training.plan import Plan
 from trainer.training.train_step import start_training
 from trainer.vertex import container
 
+#: What may stand in the folder of a run that has not begun: what baselines and a machine that was
+#: lost in the first seconds leave.
+_BEFORE_A_RUN = {
+    "baselines.json",
+    "session_probe.json",
+    "predictions",
+    "checkpoints",
+    "tensorboard",
+}
+
 
 def run(options: RunOptions, trial: SearchTrial | None = None) -> None:
     """Train, or go on where the run was, then evaluate the best checkpoint on val and test.
@@ -103,6 +113,13 @@ def _prepare(
         raise UsageError(
             f"--output {options.output} is a search (tune): give the run a folder of its own"
         )
+    if not (folder.path / "config.yaml").exists():
+        foreign = {path.name for path in folder.path.glob("[!.]*")} - _BEFORE_A_RUN
+        if foreign:
+            raise UsageError(
+                f"--output {options.output} is no run, and holds {', '.join(sorted(foreign)[:5])}: "
+                "give the run a folder of its own"
+            )
     checkpoint = None
     checkpoints = folder.path / "checkpoints"
     marker = read_marker(checkpoints)

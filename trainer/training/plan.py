@@ -132,10 +132,10 @@ class Plan:
             f"Learning rate: {step.warmup_steps:,} steps of warm-up to {config.optim.lr:g}, then "
             f"down to {config.optim.min_lr:g} in the last step"
         )
-        val, patience = self.splits.get("val"), config.train.patience
-        if val is not None and patience is not None and patience < config.train.epochs:
+        val = self.splits.get("val")
+        if val is not None:
             counts = list(val.sessions_per_class.values())
-            yield describe_early_stopping(counts, patience, config.train.epochs)
+            yield from describe_validation(counts, config.train.patience, config.train.epochs)
 
     def _time(self) -> Iterator[str]:
         config, device = self.config, self.process.device
@@ -165,27 +165,30 @@ class Plan:
         return of_batch * self.config.optim.accumulate
 
 
-def describe_early_stopping(sessions: list[int], patience: int, epochs: int) -> str:
-    """Return in one line when a run stops early, and whether val can tell epochs apart.
+def describe_validation(sessions: list[int], patience: int | None, epochs: int) -> Iterator[str]:
+    """Yield when a run stops early, and whether val can tell epochs apart.
 
     Parameters
     ----------
     sessions : list of int
         Of val, that give sequences, in each class.
-    patience, epochs : int
+    patience : int or None
+    epochs : int
     """
     has_auc = all(sessions) and len(sessions) > 1
-    what = "a higher AUC of val's sessions" if has_auc else "a lower loss on val"
-    line = f"Early stopping: after {patience} epochs without {what} (--train.patience {patience})"
+    stops_early = patience is not None and patience < epochs
+    if stops_early:
+        what = "a higher AUC of val's sessions" if has_auc else "a lower loss on val"
+        flag = f"--train.patience {patience}"
+        yield f"Early stopping: after {patience} epochs without {what} ({flag})"
     pairs = min(count * (sum(sessions) - count) for count in sessions)
     if len(sessions) > 2:
         # The AUC is then the mean over one class against the others.
         pairs *= len(sessions)
-    if not has_auc or pairs >= _ENOUGH_PAIRS:
-        return line
-    counts = " + ".join(map(str, sessions))
-    return (
-        f"{line}. That is coarse: with {counts} val sessions the AUC moves in steps of "
-        f"{1 / pairs:.2g}; --train.patience null trains all {epochs} epochs, and the best one "
-        "is kept either way"
-    )
+    if has_auc and pairs < _ENOUGH_PAIRS:
+        advice = f"; --train.patience null trains all {epochs} epochs" if stops_early else ""
+        yield (
+            f"Validation is coarse: with {' + '.join(map(str, sessions))} val sessions the AUC "
+            f"moves in steps of {1 / pairs:.2g}, and epochs that tie are told apart by the "
+            f"loss{advice}"
+        )
