@@ -17,6 +17,7 @@ from beam_pipeline.console import format_bytes, print_table
 from beam_pipeline.cpus import n_cpus
 from beam_pipeline.flags.dataset import add_dataset_arguments, dataset_options
 from beam_pipeline.flags.table import add_source_arguments, open_source
+from beam_pipeline.half import to_float16
 from beam_pipeline.launchers.dataflow.cost import TrialWork, estimate
 from beam_pipeline.launchers.dataflow.defaults import MACHINE_TYPE
 from beam_pipeline.layout import LayoutError, decide_splits, survey_block
@@ -142,8 +143,7 @@ def measure_cost(
         values, baseline = spectrogram(trials.segments)
         survey_block(_as_block(trials), values, baseline)
         values, _ = spectrogram(trials.segments)
-        with np.errstate(over="ignore"):
-            npy_pieces(values.astype(np.float16))
+        npy_pieces(to_float16(values)[0])
     return TrialCost((time.process_time() - started) / max(n_rows, 1), n_rows, rejects)
 
 
@@ -193,10 +193,11 @@ def run(args: argparse.Namespace) -> int:
     split_of = decide_splits(usable, options, rejected)
     _print_splits(usable, split_of, classes, options, shape)
     if len(cost.rejects) > options.max_reject_fraction * cost.n_rows:
+        ((reason, _),) = Counter(str(reject.reason) for reject in cost.rejects).most_common(1)
         raise LayoutError(
             f"preprocess would fail if all rows are like the sample: {len(cost.rejects):,} of "
-            f"{cost.n_rows:,} would be rejected, more than --max_reject_fraction "
-            f"{options.max_reject_fraction:g}"
+            f"{cost.n_rows:,} would be rejected, most as {reason}, more than "
+            f"--max_reject_fraction {options.max_reject_fraction:g}"
         )
     return 0
 

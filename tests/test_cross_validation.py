@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import re
@@ -16,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, roc_auc_score
 
@@ -28,8 +28,10 @@ from trainer.__main__ import main as trainer_main
 from trainer.baselines.fitting import TITLES
 from trainer.config import EvaluationConfig
 from trainer.data.dataset_folder import open_dataset
+from trainer.evaluation.levels import LEVELS
 from trainer.evaluation.predictions import read_predictions, write_predictions
 from trainer.evaluation.results import paired_difference
+from trainer.pooling import command as pool_command
 from trainer.pooling.coverage import HeldSession, read_sessions, unpredicted
 
 N_FOLDS = 3
@@ -41,12 +43,7 @@ SESSIONS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- folds ---------------------------------------------------------------------------------------
@@ -96,6 +93,22 @@ def test_two_folds_are_refused(tmp_path, capsys):
 
     assert "--n_folds 2: train, val and test need 3" in capsys.readouterr().err
     assert not (tmp_path / "f").exists()
+
+
+def test_other_folds_are_not_written_over(tmp_path, capsys):
+    table = tables.write(tables.make_table(sessions=24), tmp_path / "t.parquet")
+    command = ["folds", "--input", str(table), "--output", str(tmp_path / "f"), "--n_folds"]
+    assert pipeline_main([*command, "4"]) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "f").iterdir()}
+    # The same again is no harm.
+    assert pipeline_main([*command, "4"]) == 0
+    capsys.readouterr()
+
+    for other in (["3"], ["5"], ["4", "--split_seed", "1"]):
+        assert pipeline_main([*command, *other]) == 1
+        assert "f holds other folds" in capsys.readouterr().err
+
+    assert {path.name: path.read_bytes() for path in (tmp_path / "f").iterdir()} == before
 
 
 # ---- from the table to the pooled result ---------------------------------------------------------
@@ -194,6 +207,37 @@ def test_the_result_is_not_written_over_a_run_or_a_dataset(folds, tmp_path, caps
     assert not (folds / "dataset-1/metrics").exists()
 
 
+def test_baselines_that_stand_alone_are_not_written_over(folds, tmp_path, capsys):
+    lone = tmp_path / "lone"
+    names = ("baselines.json", "session_probe.json")
+    for name in names:
+        lone.mkdir(exist_ok=True)
+        shutil.copy(folds / "run-1" / name, lone)
+    assert trainer_main(["pool", *run_folders(folds), "--output", str(lone)]) == 2
+    assert f"{lone} holds baselines of another dataset" in capsys.readouterr().err
+    assert all(
+        (lone / name).read_bytes() == (folds / "run-1" / name).read_bytes() for name in names
+    )
+
+
+def test_what_is_cut_off_while_it_is_written_has_no_metrics_and_is_made_again(
+    folds, pooled, tmp_path, monkeypatch
+):
+    again = shutil.copytree(pooled[0], tmp_path / "again")
+    command = ["pool", *run_folders(folds), "--output", str(again)]
+
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool_command, "write_predictions", no_space)
+        assert trainer_main(command) == 1
+    assert not (again / "metrics/test.json").exists()
+    assert trainer_main(command) == 0
+    for name in ("metrics/test.json", "baselines.json", "predictions/test.parquet"):
+        assert (again / name).read_bytes() == (pooled[0] / name).read_bytes()
+
+
 def test_one_run_is_no_cross_validation(folds, tmp_path, capsys):
     assert trainer_main(["pool", run_folders(folds)[0], "--output", str(tmp_path / "p")]) == 2
     assert "two folds or more" in capsys.readouterr().err
@@ -277,6 +321,10 @@ def test_the_verdict_compares_the_model_with_the_strongest_baseline(pooled):
         read_predictions(output / f"predictions/{name}.parquet")[0] for name in ("test", best)
     )
     paired = paired_difference(model, rival, EvaluationConfig(n_bootstrap=50), 0)["subject"]["auc"]
+    # The folds share training animals: for three, the half-widths are multiplied by sqrt(1 + 3/2).
+    for bound in ("low", "high"):
+        wider = paired["value"] + 2.5**0.5 * (paired[bound] - paired["value"])
+        paired[bound] = min(1.0, max(-1.0, wider))
     assert paired["value"] == pytest.approx(ours - aucs[best])
     (line,) = [line for line in printed.splitlines() if line.startswith("Verdict: ")]
     if ours <= aucs[best]:
@@ -296,6 +344,9 @@ def test_the_page_has_the_verdict_first_and_each_fold(folds, pooled):
     findings = [a["class"] for tag, a in page.elements if "finding" in a.get("class", "")]
     assert "headline" in findings[0]
     assert page.text.index(title) < page.text.index("Beside the baselines")
+    # That folds depend on each other stands beside what is claimed.
+    said = "1.58 times as wide as independent subjects would make them"
+    assert (printed.count(said), " ".join(page.text.split()).count(said)) == (1, 1)
     rows = page.table("Run")
     assert set(rows) == set(run_folders(folds))
     for run, row in rows.items():
@@ -305,6 +356,13 @@ def test_the_page_has_the_verdict_first_and_each_fold(folds, pooled):
         assert row["AUC by subject"] == f"{auc_of_subjects(own):.3f}"
         assert row["sequences"] == f"{len(held)}"
     shown = next(t for t in page.tables if t[1][0] == "ViT" and "subjects" in t[0][0])
+    # Labels that are permuted after the training say nothing of folds.
+    assert {row[shown[0].index("p")] for row in shown[1:]} == {"–"}  # noqa: RUF001
+    metrics = json.loads((output / "metrics/test.json").read_text())
+    contents = json.loads((output / "baselines.json").read_text())
+    for content in (metrics, *contents.values()):
+        assert {content[level]["p_value"] for level in LEVELS} == {None}
+        assert content["across_folds"]["half_width_factor"] == pytest.approx(2.5**0.5)
     assert {row[0] for row in shown[1:]} == {"ViT", *TITLES.values()}
     drawn = {a["aria-label"].split()[0] for tag, a in page.elements if tag == "svg"}
     assert {"ROC", "Accuracy", "Mean", "AUC"} <= drawn
@@ -323,6 +381,18 @@ def test_a_page_of_all_folds_and_their_runs_says_first_what_they_say_together(fo
     classes = [a["class"] for _, a in read_page(page).elements if "headline" in a.get("class", "")]
     assert len(classes) == 1
     assert "run-1-one-trial" not in text
+
+
+def test_a_run_does_not_write_over_what_was_pooled(folds, pooled, tmp_path, capsys):
+    folder = tmp_path / "pooled"
+    shutil.copytree(pooled[0], folder)
+    before = (folder / "metrics/test.json").read_bytes()
+
+    assert trainer_main(runs.flags(folds / "dataset-1", folder, train__epochs=1)) == 2
+
+    assert "give the run a folder of its own" in capsys.readouterr().err
+    assert (folder / "metrics/test.json").read_bytes() == before
+    assert not (folder / "checkpoints").exists()
 
 
 def test_the_same_pooling_gives_the_same_bytes_and_others_are_not_written_over(
@@ -394,6 +464,12 @@ def test_baselines_of_other_sequences_are_not_taken(folds, tmp_path, capsys):
     elsewhere = ["--baselines", run_folders(folds)[0]]
     assert trainer_main(["pool", *map(str, given), "--output", str(output), *elsewhere]) == 0
     assert "Beside the baselines" in capsys.readouterr().out
+    # And the command that makes the result again says where.
+    (output / "baselines.json").unlink()
+    assert trainer_main(["report", str(output)]) == 0
+    page = " ".join(read_page(output / "report.html").text.split())
+    again = ["pool", *map(str, given), "--output", str(output), *elsewhere]
+    assert f"Pool the runs again. python -m trainer {shlex.join(again)}" in page
 
 
 # ---- who is no part of it ------------------------------------------------------------------------

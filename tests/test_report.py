@@ -22,7 +22,8 @@ from trainer.evaluation.calibration import fit_temperature
 from trainer.evaluation.predictions import Predictions, write_predictions
 from trainer.evaluation.results import evaluate_predictions
 from trainer.options import dump_config, parse_run_options
-from trainer.report.verdict import Finding, Score, Tone, judge, more_trials_finding
+from trainer.report.finding import Finding, Score, Tone
+from trainer.report.verdict import judge, more_trials_finding
 
 CLASSES = ("FMR1", "WT")
 HOSTILE = "s<script>alert('x')</script>&\"$\\frac{"
@@ -66,10 +67,12 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def start_run(folder: Path, n_trials: int = 4, data: str = "no/such dataset") -> Path:
+def start_run(
+    folder: Path, n_trials: int = 4, data: str = "no/such dataset", stride: int | None = None
+) -> Path:
     """A run whose first epoch is not done."""
     folder.mkdir(parents=True)
-    config = Config(sequence=SequenceConfig(n_trials=n_trials), evaluation=EVALUATION)
+    config = Config(sequence=SequenceConfig(n_trials, stride), evaluation=EVALUATION)
     title = f"python -m trainer train --output {shlex.quote(str(folder))}"
     (folder / "config.yaml").write_text(dump_config(config, data, title))
     lines = []
@@ -197,6 +200,21 @@ def test_the_headline_says_whether_the_baselines_are_beaten(
     assert (headline.tone, title in headline.title) == (tone, True)
     assert f"{model[0]:.2f}" in headline.text
     assert f"{baseline[0]:.2f}" in headline.text
+
+
+def test_every_baseline_is_beaten_only_if_the_weaker_ones_are_too():
+    baselines = {
+        "best": content_of(0.7, 0.6, 0.85),
+        "weaker": content_of(0.69, 0.5, 0.9, title="Weaker"),
+        "majority": content_of(0.5, 0.5, 0.5),
+    }
+    differences = {"best": Score(0.2, 0.01, 0.4), "weaker": Score(0.21, -0.02, 0.44)}
+    headline = judge(content_of(*GOOD), baselines, differences)[0]
+    assert (headline.tone, headline.title) == (
+        Tone.WARNING,
+        "The ViT is not shown to beat every baseline",
+    )
+    assert "The paired difference from Weaker, +0.21 [-0.02, +0.44], includes 0" in headline.text
 
 
 def test_few_animals_or_a_chance_result_carry_no_claim():
@@ -528,11 +546,21 @@ def test_the_dataset_says_what_the_splits_hold(tmp_path, tmp_path_factory):
         assert rows[split]["sequences"] == f"up to {sum(max(0, (n - 2) // 2) for n in held)}"
 
 
+@pytest.mark.parametrize(("n_trials", "shown"), [(2, "up to 6"), (1, "up to 12")])
+def test_sequences_are_bounded_wherever_trials_are_missing(tmp_path, n_trials, shown):
+    # At stride 5 each run of three trials has one sequence, but six trials in a row have one, too.
+    blocks = {0: [0, 1, 2], 1: [4, 5, 6]}
+    sessions = [datasets.Recording(f"s{name}", None, name, blocks) for name in CLASSES]
+    dataset = datasets.write_dataset(tmp_path / "d", {"train": sessions})
+    run = start_run(tmp_path / "run", n_trials=n_trials, stride=5, data=str(dataset))
+    assert make_report(run).table("Split")["train"]["sequences"] == shown
+
+
 def test_a_class_that_the_test_split_lacks_is_said_and_breaks_nothing(tmp_path):
     predictions = predict(1.0, 4, 1)
     own = predictions.take(np.flatnonzero(predictions.label == 0))
     page = make_report(evaluate(start_run(tmp_path / "run"), own))
-    assert "The test split allows no verdict" in page.text
+    assert "There can be no verdict on test" in page.text
     assert "undefined" in page.text
 
 
@@ -599,6 +627,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys):
     assert "is no run folder" in error_line([tmp_path], capsys, 1)
     run = start_run(tmp_path / "run")
     assert "is given twice" in error_line([run, f"{run}/"], capsys, 2)
+    assert "end its name in .html" in error_line([run, "--output", tmp_path / "both"], capsys, 2)
+    assert not (tmp_path / "both").exists()
     line = error_line([run, "--baselines", tmp_path], capsys, 2)
     assert "holds no baselines.json" in line
     lines = (run / "metrics.jsonl").read_text().splitlines()

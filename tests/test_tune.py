@@ -153,6 +153,9 @@ def test_a_run_and_a_search_do_not_share_a_folder(dataset, whole, tmp_path, caps
     assert f"--output {run} is a run" in capsys.readouterr().err
     assert not (run / "study.db").exists()
 
+    assert main(words(dataset, dataset, 2)) == 2
+    assert f"--output {dataset} is a dataset" in capsys.readouterr().err
+
 
 def result(name, auc):
     return TrialResult(name, "done", auc, {"optim.lr": 1e-3}, f"tune/trials/{name}")

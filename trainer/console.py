@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -106,6 +106,14 @@ def format_estimate(entry: Mapping[str, float | None], decimals: int = 3) -> str
         return "undefined"
     interval = "" if low is None else f" [{low:.{decimals}f}, {high:.{decimals}f}]"
     return f"{value:.{decimals}f}{interval}"
+
+
+def format_p_value(content: Mapping[str, Any], level: str, digits: int = 2) -> str:
+    """Return the p-value at a level of ``metrics/SPLIT.json`` as text; a dash across folds."""
+    if "across_folds" in content:
+        return "–"  # noqa: RUF001
+    value = content[level]["p_value"]
+    return "undefined" if value is None else f"{value:.{digits}g}"
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer import __version__
 from trainer.config import Config
-from trainer.console import Display, display, format_estimate, print_table
+from trainer.console import Display, display, format_estimate, format_p_value, print_table
 from trainer.data.dataset_folder import DatasetFolder, open_dataset
 from trainer.data.loader import SequenceLoader, make_loader
 from trainer.data.lost_sessions import lost_note
@@ -194,14 +194,10 @@ def print_metrics(title: str, content: Mapping[str, Any]) -> None:
         [name.replace("_", " "), *(format_estimate(content[level][name]) for level in levels)]
         for name in METRICS
     ]
-    rows.append(["p-value", *(_p_value(content[level]["p_value"]) for level in levels)])
+    rows.append(["p-value", *(format_p_value(content, level, digits=3) for level in levels)])
     print_table(title, header, rows)
     for note in content["notes"]:
         print(f"Note: {note}.")
-
-
-def _p_value(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3g}"
 
 
 def _metadata(trained: TrainedModel, dataset: DatasetFolder, split: str) -> dict[str, Any]:

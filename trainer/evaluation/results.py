@@ -32,7 +32,7 @@ from trainer.evaluation.predictions import Predictions, align
 #: Metrics that a temperature is for; those of sequences that are left out do not depend on it.
 CALIBRATED = ("log_loss", "brier", "ece")
 #: Metrics without an upper bound, or with one that depends on the classes.
-_ABOVE_ZERO = ("log_loss", "brier")
+ABOVE_ZERO = ("log_loss", "brier")
 
 
 def evaluate_predictions(
@@ -262,7 +262,7 @@ def _few_groups(design: Design) -> Iterator[str]:
 
 
 def _scale(metric: str) -> Scale:
-    return "log" if metric in _ABOVE_ZERO else "logit"
+    return "log" if metric in ABOVE_ZERO else "logit"
 
 
 def _entry(value: float, interval: Interval) -> dict[str, float | None]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer.baselines.folder import Baselines, mismatch
 from trainer.config import EvaluationConfig
+from trainer.evaluation.across_folds import metrics_across_folds
 from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.results import evaluate_predictions
 
@@ -57,32 +58,60 @@ def pool_baselines(
     config: EvaluationConfig,
     seed: int,
     metadata: Mapping[str, Any],
-) -> Baselines:
+) -> Baselines | None:
     """Return the out-of-fold predictions of every baseline, and their metrics.
 
     Parameters
     ----------
     folds : sequence of Baselines
-        One a fold, with all their predictions. A baseline that a fold lacks is left out.
+        One a fold, with all their predictions. A baseline that a fold lacks is left out, as
+        `note_left_out` says.
     classes : sequence of str
     config : EvaluationConfig
     seed : int
     metadata : mapping
         Of the pooled result; it goes into the metrics of each.
+
+    Returns
+    -------
+    Baselines or None
+        None where no baseline is in every fold.
     """
-    first, *others = folds
-    names = [name for name in first.contents if all(name in fold.contents for fold in others)]
+    first = folds[0]
+    names = [name for name in first.contents if all(name in fold.contents for fold in folds)]
+    if not names:
+        return None
     predictions = {
         name: Predictions.concatenate([fold.predictions[name] for fold in folds]) for name in names
     }
     contents = {
-        name: evaluate_predictions(
-            held,
-            classes,
-            config,
-            seed,
-            metadata={"title": first.contents[name]["title"], **metadata},
+        name: metrics_across_folds(
+            evaluate_predictions(
+                held,
+                classes,
+                config,
+                seed,
+                metadata={"title": first.contents[name]["title"], **metadata},
+            ),
+            len(folds),
         )
         for name, held in predictions.items()
     }
     return Baselines("", contents, predictions, None)
+
+
+def note_left_out(folds: Sequence[Baselines]) -> list[str]:
+    """Return a note on the baselines that some folds have and others lack; none without such.
+
+    Parameters
+    ----------
+    folds : sequence of Baselines
+        One a fold.
+    """
+    titles = {name: content["title"] for fold in folds for name, content in fold.contents.items()}
+    lacking = {
+        title: [fold.url for fold in folds if name not in fold.contents]
+        for name, title in titles.items()
+    }
+    left = [f"{title} (not in {', '.join(urls)})" for title, urls in lacking.items() if urls]
+    return [f"baselines that some folds lack are left out: {'; '.join(left)}"] if left else []

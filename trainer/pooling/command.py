@@ -13,6 +13,7 @@ from trainer.baselines.folder import (
     Baselines,
     baselines_command,
     baselines_key,
+    check_free,
     list_unfit,
     open_baselines,
     read_baselines,
@@ -23,11 +24,12 @@ from trainer.console import format_estimate, print_table
 from trainer.data.dataset_folder import MANIFEST
 from trainer.data.storage import DatasetError
 from trainer.errors import TrainerError, UsageError
+from trainer.evaluation.across_folds import difference_across_folds, metrics_across_folds
 from trainer.evaluation.command import git_commit, print_metrics
 from trainer.evaluation.levels import LEVELS
 from trainer.evaluation.predictions import Predictions, read_predictions, write_predictions
 from trainer.evaluation.results import evaluate_predictions, paired_difference
-from trainer.pooling.baselines import choose_baselines, pool_baselines
+from trainer.pooling.baselines import choose_baselines, note_left_out, pool_baselines
 from trainer.pooling.coverage import HeldSession, open_fold_dataset, read_sessions, unpredicted
 from trainer.pooling.folds import (
     Fold,
@@ -39,7 +41,8 @@ from trainer.pooling.folds import (
     shared_config,
 )
 from trainer.report.contents import METRIC_FIELDS
-from trainer.report.verdict import Score, judge, verdict_level
+from trainer.report.finding import Score
+from trainer.report.verdict import judge, verdict_level
 from trainer.run_folder import (
     RunFolder,
     check_fields,
@@ -84,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
     ------
     UsageError
         If there are fewer than two runs, they do not fit together, or the output is a run, a
-        dataset or the result of other runs.
+        dataset, or holds other baselines or the result of other runs.
     TrainerError
         If a run was not evaluated.
     """
@@ -98,7 +101,10 @@ def run(arguments: argparse.Namespace) -> None:
         folds = [_read(folder, url, given) for folder, url in zip(folders, urls, strict=True)]
         pooled = pool([fold.predictions for fold in folds], urls)
         check_alike(folds)
-        content, baselines = evaluate_folds(folds, pooled)
+        content, baselines = evaluate_folds(folds, pooled, arguments.baselines)
+        _check_baselines(output, content, folds[0])
+        # Else those of before would stand beside new predictions if this were cut off.
+        (output.path / METRICS).unlink(missing_ok=True)
         if baselines is None:
             remove_baselines(output)
         else:
@@ -108,6 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
         write_json(output.path / METRICS, content)
     _print_folds(folds)
     print_metrics(f"{SPLIT} of {len(folds)} folds, with 95 % intervals:", content)
+    print(f"Note: {content['across_folds']['note']}.")
     _print_verdict(folds, pooled, content, baselines)
     print(
         f"Written to {arguments.output}: predictions/ and metrics/; one page of it: "
@@ -116,7 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def evaluate_folds(
-    folds: Sequence[Fold], pooled: Predictions
+    folds: Sequence[Fold], pooled: Predictions, given: Sequence[str]
 ) -> tuple[dict[str, Any], Baselines | None]:
     """Return the pooled metrics, and the pooled baselines where every fold has them.
 
@@ -125,6 +132,8 @@ def evaluate_folds(
     folds : sequence of Fold
     pooled : Predictions
         Of their models.
+    given : sequence of str
+        Where the user looked for baselines, beside the runs.
 
     Raises
     ------
@@ -147,6 +156,7 @@ def evaluate_folds(
         metadata={
             **metadata,
             "folds": [fold_content(fold) for fold in folds],
+            "given_baselines": list(given),
             "config": shared_config([fold.config for fold in folds]),
             "unpredicted": {
                 **unpredicted(held, pooled.session, config.sequence.n_trials),
@@ -154,9 +164,11 @@ def evaluate_folds(
             },
         },
     )
+    content = metrics_across_folds(content, len(folds))
     found = [fold.baselines for fold in folds if fold.baselines is not None]
     if len(found) < len(folds):
         return content, None
+    content["notes"] += note_left_out(found)
     return content, pool_baselines(found, first.classes, config.evaluation, seed, metadata)
 
 
@@ -210,6 +222,14 @@ def _check_content(output: RunFolder, urls: Sequence[str]) -> None:
         )
 
 
+def _check_baselines(output: RunFolder, content: Mapping[str, Any], fold: Fold) -> None:
+    """Refuse to write over baselines that are no part of a pooled result of these runs."""
+    if (output.path / METRICS).exists():
+        return
+    key = baselines_key(content["dataset_fingerprint"], SPLIT, fold.config.sequence)
+    check_free(output, key, "give the pooled result a folder of its own")
+
+
 def _read(folder: RunFolder, url: str, given: Sequence[Baselines]) -> Fold:
     path = folder.path / METRICS
     if not path.exists():
@@ -256,6 +276,7 @@ def _print_verdict(
     if baselines is not None:
         for name, predictions in baselines.predictions.items():
             paired = paired_difference(pooled, predictions, first.evaluation, first.train.seed)
+            paired = difference_across_folds(paired, len(folds))
             if (score := Score.of(paired, level)) is not None:
                 differences[name] = score
         _print_baselines(content, baselines, differences, level)

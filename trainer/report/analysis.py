@@ -14,10 +14,12 @@ from trainer.baselines.folder import (
     list_unfit,
     mismatch,
 )
-from trainer.evaluation.predictions import PredictionsError, average_over_windows
+from trainer.evaluation.across_folds import difference_across_folds, metrics_across_folds
+from trainer.evaluation.predictions import Predictions, PredictionsError, average_over_windows
 from trainer.evaluation.results import evaluate_predictions, paired_difference
 from trainer.report.contents import RunContents
-from trainer.report.verdict import Finding, Score, judge, more_trials_finding, verdict_level
+from trainer.report.finding import Finding, Score
+from trainer.report.verdict import judge, more_trials_finding, verdict_level
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,12 @@ def analyse(run: RunContents, candidates: Sequence[Baselines]) -> RunAnalysis:
     metrics = run.metrics.get(split)
     unfit = {candidate.url: why_unfit(run, split, candidate) for candidate in candidates}
     baselines = next((c for c in candidates if not unfit[c.url]), None)
-    differences = {}
+    differences: dict[str, dict[str, Any]] = {}
     if baselines is not None and split in run.predictions:
-        for name, predictions in baselines.predictions.items():
-            differences[name] = paired_difference(
-                run.predictions[split], predictions, run.evaluation, run.seed
-            )
+        differences = {
+            name: _paired(run, split, predictions)
+            for name, predictions in baselines.predictions.items()
+        }
     scores = {}
     if metrics is not None:
         level = verdict_level(metrics)
@@ -124,6 +126,12 @@ def analyse(run: RunContents, candidates: Sequence[Baselines]) -> RunAnalysis:
         _missing_of_pooled(run, baselines) if run.folds else _missing(run, split, baselines, unfit)
     )
     return RunAnalysis(run, split, metrics, baselines, differences, findings, missing)
+
+
+def _paired(run: RunContents, split: str, other: Predictions) -> dict[str, Any]:
+    """Return the paired difference of a run from others on its sequences."""
+    found = paired_difference(run.predictions[split], other, run.evaluation, run.seed)
+    return difference_across_folds(found, len(run.folds)) if run.folds else found
 
 
 def judged_split(run: RunContents) -> str:
@@ -188,14 +196,15 @@ def compare_with_averages(runs: Sequence[RunContents]) -> Iterator[MoreTrials | 
 
 def _compare(single: RunContents, longer: RunContents, split: str) -> MoreTrials | Missing:
     predictions = longer.predictions[split]
-    evaluation = longer.evaluation
     try:
         averages = average_over_windows(single.predictions[split], predictions)
     except PredictionsError as error:
         return Missing(f"{longer.name} is not compared with averages of {single.name}: {error}.")
     metrics = longer.metrics[split]
-    averaged = evaluate_predictions(averages, longer.classes, evaluation, longer.seed)
-    difference = paired_difference(predictions, averages, evaluation, longer.seed)
+    averaged = evaluate_predictions(averages, longer.classes, longer.evaluation, longer.seed)
+    if longer.folds:
+        averaged = metrics_across_folds(averaged, len(longer.folds))
+    difference = _paired(longer, split, averages)
     level = verdict_level(metrics)
     score, average = Score.of(metrics, level), Score.of(averaged, level)
     if score is None or average is None:
@@ -271,6 +280,9 @@ def _missing_of_pooled(run: RunContents, baselines: Baselines | None) -> Iterato
                 overwrite=fold["run"] in unfit,
             ),
         )
+    if not lacking and not set.intersection(*(set(fold["baselines"]) for fold in run.folds)):
+        yield Missing("No baseline is of every fold: make the same ones for each.")
+        return
     when = "When every fold has them, pool" if lacking else "Pool"
     yield Missing(
         f"There are no baselines of the sequences of all folds. {when} the runs again.", run.command

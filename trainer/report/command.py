@@ -18,8 +18,8 @@ from trainer.report.analysis import (
     fold_runs,
 )
 from trainer.report.contents import read_folder
+from trainer.report.finding import Finding
 from trainer.report.page import render
-from trainer.report.verdict import Finding
 from trainer.run_folder import is_remote, open_run, write_file
 
 PAGE = "report.html"
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        If a run is given twice, or --baselines holds none.
+        If a run is given twice, --output is no name of a page, or --baselines holds none.
     TrainerError
         If a folder is neither a run nor a pooled one, or a file is damaged.
     """
@@ -63,6 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
     twice = {url for url in urls if urls.count(url) > 1}
     if twice:
         raise UsageError(f"{', '.join(sorted(twice))} is given twice")
+    # A browser shows another file as text; and other commands' --output is a folder.
+    if arguments.output and not arguments.output.endswith((".html", ".htm")):
+        raise UsageError(f"--output {arguments.output}: a page is one file; end its name in .html")
     with ExitStack() as stack:
         folders = [stack.enter_context(open_run(url, with_weights=False)) for url in urls]
         runs = [

@@ -29,7 +29,9 @@ _FIELDS = {"split", "dataset_fingerprint", "n_trials", "classes", "groups", "per
 _FIELDS |= {"calibration", "notes", "sequence", "session", "git_commit"}
 #: What every evaluation of a run writes, and what `pool` does.
 METRIC_FIELDS = frozenset(_FIELDS | {"checkpoint", "versions"})
-POOLED_FIELDS = frozenset(_FIELDS | {"config", "folds", "unpredicted"})
+POOLED_FIELDS = frozenset(
+    _FIELDS | {"config", "folds", "unpredicted", "given_baselines", "across_folds"}
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,12 +196,13 @@ def _read_pooled(folder: RunFolder, name: str) -> RunContents:
     read = {
         split: read_predictions(path) for split, path in _files(folder, "predictions", ".parquet")
     }
-    runs = [fold["run"] for fold in content["folds"]]
+    words = [*(fold["run"] for fold in content["folds"]), "--output", folder.url]
+    words += [word for url in content["given_baselines"] for word in ("--baselines", url)]
     return RunContents(
         url=folder.url,
         name=name,
         config=config,
-        command=f"python -m trainer pool {shlex.join([*runs, '--output', folder.url])}",
+        command=f"python -m trainer pool {shlex.join(words)}",
         log=(),
         metrics={content["split"]: content},
         predictions={split: predictions for split, (predictions, _) in read.items()},

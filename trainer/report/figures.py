@@ -196,7 +196,7 @@ def reliability_figure(
     below.set_xlabel("probability of the predicted class")
     below.set_ylabel("sequences")
     below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    _legend(axes, loc="upper left")
+    _legend(axes, loc="lower right")
     return figure
 
 

@@ -16,15 +16,19 @@ from markupsafe import Markup, escape
 from trainer import __version__
 from trainer.attention.figures import VIEWS, attention_figure, attention_title
 from trainer.attention.file import METHODS, RANDOMIZED, AttentionMaps
+from trainer.baselines.linear import meaning_of_probe
+from trainer.console import format_p_value
+from trainer.evaluation.calibration import meaning_of_temperature
 from trainer.evaluation.intervals import FEW_GROUPS
 from trainer.evaluation.levels import LEVELS, score_levels, study_design
 from trainer.evaluation.predictions import Predictions
 from trainer.report import figures, tables
 from trainer.report.analysis import Missing, MoreTrials, RunAnalysis, fold_runs
 from trainer.report.contents import RunContents
+from trainer.report.finding import Tone
 from trainer.report.fold_table import fold_rows
 from trainer.report.svg import inline_figure
-from trainer.report.verdict import CHANCE, Tone
+from trainer.report.verdict import CHANCE
 
 TEMPLATES = Path(__file__).parent
 #: More sessions than this are drawn, but not listed.
@@ -106,6 +110,7 @@ def _run(index: int, analysis: RunAnalysis) -> dict[str, Any]:
     drawn = dict(_figures(index, analysis))
     found = tables.baseline_tables(analysis)
     folds, best = fold_rows(analysis)
+    probe = analysis.baselines.session_probe if analysis.baselines else None
     return {
         "analysis": analysis,
         "run": run,
@@ -120,7 +125,8 @@ def _run(index: int, analysis: RunAnalysis) -> dict[str, Any]:
         "sessions": tables.session_rows(predictions, run.classes) if predictions else [],
         "confusions": _confusions(analysis),
         "calibration": _calibration(analysis),
-        "probe": analysis.baselines.session_probe if analysis.baselines else None,
+        "probe": probe,
+        "probe_meaning": meaning_of_probe(probe) if probe else "",
         "attention": list(_attention(index, run)),
         "config": tables.config_rows(run.config),
         "origin": tables.origin_rows(analysis),
@@ -134,11 +140,10 @@ def _facts(analysis: RunAnalysis, predictions: Predictions | None) -> list[tuple
     if metrics is None or level is None:
         return facts
     cell = tables.metric_cell(metrics[level]["auc"])
-    p_value = metrics[level]["p_value"]
     facts = [
         (f"AUC by {level}", f"{cell.value}"),
         ("95 % interval", cell.interval or "none"),
-        ("p-value", "undefined" if p_value is None else f"{p_value:.2g}"),
+        ("p-value", format_p_value(metrics, level)),
         (f"{analysis.split} sessions", f"{metrics['session']['n']:,}"),
         *facts,
     ]
@@ -254,8 +259,10 @@ def _calibration(analysis: RunAnalysis) -> dict[str, Any] | None:
                 ]
                 rows.append((level, cells))
     titles = [tables.METRIC_TITLES[name][0] for name in content.get("sequence", {})]
+    temperature = content["temperature"]
     return {
-        "temperature": content["temperature"],
+        "temperature": temperature,
+        "meaning": "" if temperature is None else meaning_of_temperature(temperature),
         "titles": titles,
         "rows": rows,
         **_val_units(analysis.run),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.console import format_p_value
 from trainer.data.dataset_folder import DatasetFolder
 from trainer.evaluation.levels import LEVELS, score_levels, study_design
 from trainer.evaluation.predictions import Predictions
@@ -110,13 +111,19 @@ def _level_tables(
     tables = []
     for level in reversed(LEVELS):
         held = [
-            (row, title, content[level], None if difference is None else difference[level])
+            (
+                row,
+                title,
+                content[level],
+                format_p_value(content, level),
+                None if difference is None else difference[level],
+            )
             for row, (title, content, difference) in enumerate(named)
             if level in content
         ]
         if not held:
             continue
-        contents = [content for _, _, content, _ in held]
+        contents = [content for _, _, content, _, _ in held]
         best = {metric: _best(metric, contents) for metric in METRIC_TITLES}
         rows = [
             MetricRow(
@@ -124,10 +131,10 @@ def _level_tables(
                 row < n_models,
                 metric_cell(content["auc"], best["auc"]),
                 [metric_cell(content[metric], best[metric]) for metric in OTHER_METRICS],
-                "undefined" if content["p_value"] is None else f"{content['p_value']:.2g}",
+                p_value,
                 None if difference is None else metric_cell(difference["auc"], None, "+"),
             )
-            for row, title, content, difference in held
+            for row, title, content, p_value, difference in held
         ]
         tables.append(LevelTable(level, held[0][2]["n"], rows))
     return tables
@@ -221,8 +228,11 @@ def n_sequences(run: RunContents, dataset: DatasetFolder, split: str) -> str:
     rows = dataset.read_sessions().to_pylist()
     n_trials = [sum(row["block_trials"]) for row in rows if row["split"] == split]
     starts = [n - sequence.n_trials for n in n_trials if n >= sequence.n_trials]
-    n = sum(start // sequence.resolved_stride + 1 for start in starts)
-    return f"{n:,}" if sequence.n_trials == 1 else f"up to {n:,}"
+    # Sequences start anew after a gap, so what a longer stride leaves out may hold more of them.
+    stride = min(sequence.resolved_stride, sequence.n_trials)
+    n = sum(start // stride + 1 for start in starts)
+    is_known = sequence.n_trials == sequence.resolved_stride == 1
+    return f"{n:,}" if is_known else f"up to {n:,}"
 
 
 @dataclass(frozen=True)

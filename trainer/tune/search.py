@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from trainer.config import Config
-from trainer.data.dataset_folder import DatasetFolder, open_dataset
+from trainer.data.dataset_folder import MANIFEST, DatasetFolder, open_dataset
 from trainer.errors import DivergedError, TrainerError, UsageError
 from trainer.options import RunOptions, config_arguments, parse_run_options
 from trainer.run_folder import is_remote, open_run, write_atomically
@@ -55,8 +55,11 @@ def search(
     dataset = open_dataset(run_options.data)
     check_objective(dataset)
     with open_run(output, alone=True) as folder:
-        if (folder.path / "config.yaml").exists():
-            raise UsageError(f"--output {output} is a run: give the search a folder of its own")
+        for name, what in {"config.yaml": "run", MANIFEST: "dataset"}.items():
+            if (folder.path / name).exists():
+                raise UsageError(
+                    f"--output {output} is a {what}: give the search a folder of its own"
+                )
         identity = _identity(run_options.config, dataset, parameters)
         seed = run_options.config.train.seed
         with open_study(folder.path, parameters, identity, seed) as study:
