@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from learning_report import Command, Result, judge, report
 
 from trainer.config import EvaluationConfig
+from trainer.evaluation.across_folds import metrics_across_folds
 from trainer.evaluation.predictions import Predictions, average_over_windows, read_predictions
 from trainer.evaluation.results import evaluate_predictions
 
@@ -136,10 +137,9 @@ class Bench:
             accuracy = float((predictions.logits.argmax(axis=1) == predictions.label).mean())
             say(f"{data}, {test} in test: accuracy {accuracy:.3f}")
             parts.append(predictions)
-        metrics = evaluate_predictions(
-            Predictions.concatenate(parts), classes, EvaluationConfig(), seed=0
-        )
-        self._add(Result(data, "e1", metrics))
+        pooled = Predictions.concatenate(parts)
+        metrics = evaluate_predictions(pooled, classes, EvaluationConfig(), seed=0)
+        self._add(Result(data, "e1", metrics_across_folds(metrics, len(parts))))
 
     def _preprocess(self, data: str, source: Path, dataset: Path, flags: Sequence[str]) -> None:
         files = ["--input", str(source), "--output", str(dataset)]

@@ -9,6 +9,8 @@ from typing import Any
 from measure import Usage
 from preprocess_report import Target
 
+from trainer.console import format_p_value
+
 WAY_LIMIT = 0.9
 SECONDS_LIMIT = 15 * 60
 AUC_LIMIT = 0.95
@@ -93,9 +95,9 @@ def judge(results: Sequence[Result], commands: Sequence[Command]) -> list[Target
         auc = bonn.of_sequences("auc")[0]
         targets.append(Target(f"{bonn.title}: AUC", auc, AUC_LIMIT, at_most=False))
     if muse := found.get(("muse_site", "e1")):
-        text = f"{muse.title}: lower end of the accuracy's interval, against the majority class"
-        low = muse.of_sequences("accuracy")[1]
-        targets.append(Target(text, low, muse.majority, at_most=False))
+        text = f"{muse.title}: accuracy, against the majority class"
+        accuracy = muse.of_sequences("accuracy")[0]
+        targets.append(Target(text, accuracy, muse.majority, at_most=False))
     for data in GENERATED:
         if of_data := [command.usage for command in commands if command.data == data]:
             text = f"{TITLES[data]}: wall seconds of all commands"
@@ -133,7 +135,7 @@ def report(
             f"| {result.metrics['groups']['n']} | {result.metrics['sequence']['n']:,} "
             f"| {result.majority:.3f} | {optimum} | {_interval(*result.of_sequences('accuracy'))} "
             f"| {way} | {_interval(*result.of_sequences('auc'))} "
-            f"| {result.metrics['sequence']['p_value']:.2g} |"
+            f"| {format_p_value(result.metrics, 'sequence')} |"
         )
     lines += [
         "",
@@ -141,7 +143,10 @@ def report(
         "subjects and p-values of labels permuted over them.",
     ]
     for result in results:
-        lines += [f"{result.title}: {note}." for note in result.metrics["notes"]]
+        across = (
+            [result.metrics["across_folds"]["note"]] if "across_folds" in result.metrics else []
+        )
+        lines += [f"{result.title}: {note}." for note in [*result.metrics["notes"], *across]]
     return "\n".join([*lines, "", *_times(commands)])
 
 

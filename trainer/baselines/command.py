@@ -25,7 +25,7 @@ from trainer.baselines.fitting import (
 from trainer.baselines.folder import Baselines, baselines_key, check_free, write_baselines
 from trainer.baselines.linear import meaning_of_probe, session_probe
 from trainer.config import EvaluationConfig, SequenceConfig
-from trainer.console import format_estimate, print_table
+from trainer.console import format_estimate, format_p_value, print_table
 from trainer.data.dataset_folder import MANIFEST, SPLITS, DatasetFolder, open_dataset
 from trainer.data.leakage import check_indices, check_manifest
 from trainer.data.lost_sessions import lost_note
@@ -290,7 +290,7 @@ def print_summary(
         [
             content["title"],
             *(format_estimate(content[level]["auc"], decimals=2) for level in levels),
-            "undefined" if (p := content[top]["p_value"]) is None else f"{p:.3g}",
+            format_p_value(content, top, digits=3),
         ]
         for content in contents.values()
     ]

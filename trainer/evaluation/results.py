@@ -240,8 +240,8 @@ def _notes(design: Design, classes: Sequence[str]) -> Iterator[str]:
         yield f"no session of class {', '.join(absent)}: AUC and p-value are not defined"
     if design.mixed:
         yield (
-            "subjects hold sessions of several classes: labels are permuted between the sessions "
-            "of a subject, and resamples are not stratified by class"
+            "subjects hold sessions of several classes: resamples are not stratified by class, and "
+            "a p-value permutes labels between the sessions of a subject"
         )
     yield from _few_groups(design)
 
