@@ -84,7 +84,8 @@ def read_summaries(path: AnyPath) -> tuple[list[SessionSummary], pa.Table]:
         If the file is no such table.
     """
     try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes()))
+        # Not pq.read_table: a thread of its scanner may outlive the interpreter, and abort it.
+        table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path.name} is not readable: {str(error).splitlines()[0]}") from error
     if table.schema.names != SCHEMA.names:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -176,7 +175,8 @@ class DatasetFolder:
         """
         content = self.read_bytes(SESSIONS)
         try:
-            return pq.read_table(io.BytesIO(content))
+            # Not pq.read_table: a thread of its scanner may outlive the interpreter, and abort it.
+            return pq.ParquetFile(pa.BufferReader(content)).read()
         except (pa.ArrowInvalid, OSError) as error:
             raise DatasetError(f"{self.storage.name(SESSIONS)} is damaged: {error}") from error
 
