@@ -137,6 +137,6 @@ if __name__ == "__main__":
     # In a log file, too, what is said comes in the order in which it was said.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     status = main()
-    # The collector would walk all of Beam once more, for nothing.
+    # The collector would walk all that the run has made once more, for nothing.
     gc.freeze()
     sys.exit(status)

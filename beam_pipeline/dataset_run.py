@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -84,7 +84,7 @@ def make_dataset(
             for leftover in leftovers:
                 leftover.remove()
             return existing, False
-        make = partial(_make, source, options, output, launcher, lock)
+        make = partial(_make, source, options, identity, output, launcher, lock)
         work = unfinished or WorkFolder.create(output)
         _replace(leftovers, work)
         try:
@@ -126,6 +126,7 @@ _HOPELESS = (
 def _make(
     source: TraceSource,
     options: DatasetOptions,
+    identity: Mapping[str, Any],
     output: AnyPath,
     launcher: Launcher,
     lock: OutputLock,
@@ -138,7 +139,7 @@ def _make(
     with them. A job that is done stays on record until its files are of no use, so that an outage
     in the last minute costs no second job.
     """
-    started, identity = time.time(), _identity(source, options)
+    started = time.time()
     spectrogram = Spectrogram(options.spectrogram)
     build = partial(
         build_pipeline,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_pipeline.blocks import block_key
+from beam_pipeline.half import FLOAT16_MAX
 from beam_pipeline.moments import exact_sum
 from beam_pipeline.shards import MEMBERS
 from beam_pipeline.traces import DIGEST_BYTES, digests
@@ -23,7 +24,6 @@ NPY_HEADER_BYTES = 256
 JSON_NAME_BYTES, JSON_TRIAL_BYTES = 1 << 16, 96
 #: Fewer bytes than this may be equal by chance in two trials.
 MIN_IDENTITY_BYTES = 32
-FLOAT16_MAX = float(np.finfo(np.float16).max)
 FIELDS = (
     "session", "subject", "condition", "label", "block", "trial_num", "frequency", "amplitude",
 )  # fmt: skip

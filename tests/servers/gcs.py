@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import struct
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,11 +16,11 @@ from dataclasses import dataclass, field
 from email.message import Message
 from email.parser import BytesParser
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tests.servers import faults
+from tests.servers.faulty_http import FaultyHandler, FaultyServer
 from tests.servers.objects import ObjectStore, StorageError, StoredObject, check_preconditions
 
 CHUNK = 256 << 10
@@ -82,7 +80,7 @@ class GcsServer:
         self.denied: set[str] = set()
         self.uploads: dict[str, _Upload] = {}
         handler = type("Handler", (_Handler,), {"gcs": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
+        self._server = FaultyServer(("127.0.0.1", 0), handler)
         threading.Thread(target=self._server.serve_forever, args=[0.05], daemon=True).start()
 
     @property
@@ -146,17 +144,7 @@ class GcsServer:
         self._server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, *_: object) -> None:
-        """Clients that are killed leave broken connections; they are no concern of a test."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Handler(FaultyHandler):
     gcs: GcsServer
 
     def _respond(self) -> None:
@@ -167,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.gcs.faults.find(method, path)
         action = fault.action if fault else ""
         if action == faults.RESET:
-            self._reset()
+            self.reset()
             return
         if fault is not None and action == faults.HOLD:
             fault.reached.set()
@@ -179,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
                 body = body[: len(body) // 2 // CHUNK * CHUNK]
             answer = self._answer(method, self.path, self.headers, body)
         if action == faults.LOSE:
-            self._reset()
+            self.reset()
             return
         if action == faults.CORRUPT and answer.body:
             flipped = bytearray(answer.body)
@@ -199,14 +187,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def _reset(self) -> None:
-        # With a linger time of zero, closing sends RST.
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.rfile.close()
-        self.wfile.close()
-        self.connection.close()
-
     def _send(self, answer: Answer, truncate: bool) -> None:
         self.send_response(answer.status)
         for name, value in answer.headers.items():
@@ -218,9 +198,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body[:half] if truncate else answer.body)
         if truncate:
             self.close_connection = True
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def _answer(self, method: str, url: str, headers: Headers, body: bytes) -> Answer:
         parts = urlsplit(url)

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import struct
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -21,6 +18,7 @@ from google.cloud.aiplatform_v1 import types
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from tests.servers import faults
+from tests.servers.faulty_http import FaultyHandler, FaultyServer
 
 _ROOT = r"/(?:v1|v1beta1)/(projects/[^/]+/locations/[^/:]+)"
 #: Where new resources come from: {last part of the path: (message, parameter with the id)}.
@@ -79,7 +77,7 @@ class VertexServer:
     def __init__(self) -> None:
         self.faults = faults.Faults()
         handler = type("Handler", (_Handler,), {"vertex": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
+        self._server = FaultyServer(("127.0.0.1", 0), handler)
         self._lock = threading.Lock()
         self.reset()
         threading.Thread(target=self._server.serve_forever, args=[0.05], daemon=True).start()
@@ -227,16 +225,7 @@ class VertexServer:
         return {}
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *_: object) -> None:
-        """Clients that give up leave broken connections; they are no concern of a test."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Handler(FaultyHandler):
     vertex: VertexServer
 
     def _respond(self) -> None:
@@ -245,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.vertex.requests.append((self.command, path))
         fault = self.vertex.faults.find(self.command, path)
         if fault is not None and fault.action == faults.RESET:
-            self._reset()
+            self.reset()
             return
         if fault is not None and fault.action == faults.HOLD:
             fault.reached.set()
@@ -262,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
             except ApiError as error:
                 status, answer = error.status, _error(error.status, str(error))
         if fault is not None and fault.action == faults.LOSE:
-            self._reset()
+            self.reset()
             return
         body = json.dumps(answer).encode()
         self.send_response(status)
@@ -272,17 +261,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     do_GET = do_POST = do_PATCH = do_DELETE = _respond  # noqa: N815 (http.server's names)
-
-    def _reset(self) -> None:
-        # With a linger time of zero, closing sends RST.
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.rfile.close()
-        self.wfile.close()
-        self.connection.close()
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 def _error(status: int, message: str) -> dict[str, Any]:
