@@ -153,6 +153,13 @@ def test_a_stream_can_be_left_and_begun_again(dataset: Path) -> None:
                 next(left)
 
 
+def test_a_stream_of_more_shards_than_may_be_open(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.data.range_reader.MOST_OPEN_FILES", 1)
+    check_epoch(loader_of(dataset, "stream"), dataset)
+
+
 def test_a_stream_takes_no_random_numbers_from_torch(dataset: Path) -> None:
     loader = loader_of(dataset, "stream", workers=1)
     torch.manual_seed(0)

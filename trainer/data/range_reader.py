@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.data.digests import row_digests
 from trainer.data.split_index import SplitIndex
 from trainer.data.storage import DatasetError, Storage
 
 MOST_OPEN_FILES = 128
+#: Of what the kernel is asked to read ahead, or whether it has, in one call.
+JOINED_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Bytes of shards and where they belong; one entry a part.
+
+    Attributes
+    ----------
+    place : int64 array of shape (n_parts,)
+        Under which the bytes were announced.
+    shard : int32 array of shape (n_parts,)
+    start : int64 array of shape (n_parts,)
+        First byte in the shard.
+    low, high : int64 arrays of shape (n_parts,)
+        Where the bytes begin and end in a buffer.
+    """
+
+    place: NDArray[np.int64]
+    shard: NDArray[np.int32]
+    start: NDArray[np.int64]
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def __getitem__(self, part: slice) -> Parts:
+        place, low, high = self.place[part], self.low[part], self.high[part]
+        return Parts(place, self.shard[part], self.start[part], low, high)
 
 
 class RangeReader(Protocol):
@@ -21,8 +55,8 @@ class RangeReader(Protocol):
     def announce(self, ranges: Iterable[tuple[int, int, int, int, int]]) -> None:
         """Prepare to read parts of ranges: (place, shard, first byte, bytes, first row)."""
 
-    def read(self, parts: Iterable[tuple[int, int, int, memoryview]]) -> None:
-        """Fill buffers: (place, shard, first byte, what to fill).
+    def read(self, parts: Parts, out: memoryview) -> None:
+        """Fill a buffer.
 
         Raises
         ------
@@ -62,30 +96,44 @@ class LocalReader:
 
     def __init__(self, storage: Storage, paths: Sequence[str]) -> None:
         self._storage, self._paths = storage, paths
+        self._full_paths = storage.full_paths(paths)
         self._files: dict[int, int] = {}
 
     def announce(self, ranges: Iterable[tuple[int, int, int, int, int]]) -> None:
         """Let the disk begin."""
         if hasattr(os, "posix_fadvise"):
-            for _, shard, start, size, _ in ranges:
+            for shard, start, end in _joined(ranges):
                 file = self._file(shard)
-                if not _is_cached(file, start + size - 1):
-                    os.posix_fadvise(file, start, size, os.POSIX_FADV_WILLNEED)
+                if not _is_cached(file, end - 1):
+                    os.posix_fadvise(file, start, end - start, os.POSIX_FADV_WILLNEED)
 
-    def read(self, parts: Iterable[tuple[int, int, int, memoryview]]) -> None:
+    def read(self, parts: Parts, out: memoryview) -> None:
         """Read from the files; see `RangeReader`."""
-        for _, shard, start, out in parts:
-            try:
-                file = self._files.get(shard) or self._file(shard)
-                if os.preadv(file, (out,), start) != len(out):
-                    self._read_slowly(file, shard, start, out)
-            except OSError as error:
-                raise self._unreadable(shard, error) from error
+        for first in range(0, len(parts), MOST_OPEN_FILES):
+            self._read_some(parts[first : first + MOST_OPEN_FILES], out)
 
-    def _read_slowly(self, file: int, shard: int, start: int, out: memoryview) -> None:
+    def _read_some(self, parts: Parts, out: memoryview) -> None:
+        while len(self._files) > MOST_OPEN_FILES:
+            os.close(self._files.pop(next(iter(self._files))))
+        shards, starts = parts.shard.tolist(), parts.start.tolist()
+        edges = zip(parts.low.tolist(), parts.high.tolist(), strict=True)
+        files = [self._files.get(shard) or self._file(shard) for shard in shards]
+        buffers = [(out[low:high],) for low, high in edges]
+        n_bytes = int(np.sum(parts.high - parts.low))
+        with contextlib.suppress(OSError):
+            if sum(map(os.preadv, files, buffers, starts)) == n_bytes:
+                return
+        # Whichever it was that failed, or came in pieces, is found by reading them one by one.
+        for shard, start, (buffer,) in zip(shards, starts, buffers, strict=True):
+            self._read_all(shard, start, buffer)
+
+    def _read_all(self, shard: int, start: int, out: memoryview) -> None:
         done = 0
         while done < len(out):
-            n = os.preadv(file, (out[done:],), start + done)
+            try:
+                n = os.preadv(self._file(shard), (out[done:],), start + done)
+            except OSError as error:
+                raise self._unreadable(shard, error) from error
             if n == 0:
                 raise self._storage.ends_early(self._paths[shard], start + done, start + len(out))
             done += n
@@ -101,11 +149,8 @@ class LocalReader:
     def _file(self, shard: int) -> int:
         file = self._files.get(shard)
         if file is None:
-            if len(self._files) == MOST_OPEN_FILES:
-                os.close(self._files.pop(next(iter(self._files))))
             try:
-                path = self._storage.full_path(self._paths[shard])
-                file = self._files[shard] = os.open(path, os.O_RDONLY)
+                file = self._files[shard] = os.open(self._full_paths[shard], os.O_RDONLY)
             except OSError as error:
                 raise self._unreadable(shard, error) from error
         return file
@@ -147,16 +192,17 @@ class RemoteReader:
         for (place, shard, start, *_), part in zip(wanted, parts, strict=True):
             self._held.setdefault(place, []).append((shard, start, part))
 
-    def read(self, parts: Iterable[tuple[int, int, int, memoryview]]) -> None:
+    def read(self, parts: Parts, out: memoryview) -> None:
         """Copy from what was fetched; see `RangeReader`."""
-        for place, shard, start, out in parts:
-            end = start + len(out)
+        columns = parts.place, parts.shard, parts.start, parts.low, parts.high
+        for place, shard, start, low, high in zip(*(c.tolist() for c in columns), strict=True):
+            end = start + high - low
             first, held = next(
                 (first, held)
                 for other, first, held in self._held[place]
                 if other == shard and first <= start and end <= first + len(held)
             )
-            out[:] = memoryview(held)[start - first : end - first]
+            out[low:high] = memoryview(held)[start - first : end - first]
 
     def forget(self, before: int) -> None:
         """Drop what will not be used again."""
@@ -166,6 +212,19 @@ class RemoteReader:
     def close(self) -> None:
         """Drop everything."""
         self._held.clear()
+
+
+def _joined(ranges: Iterable[tuple[int, int, int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Yield (shard, first byte, end), neighbours as one: what lies between them is little."""
+    shard = first = end = -1
+    for _, of, start, size, _ in ranges:
+        if of != shard or not end <= start < first + JOINED_BYTES:
+            if shard >= 0:
+                yield shard, first, end
+            shard, first = of, start
+        end = start + size
+    if shard >= 0:
+        yield shard, first, end
 
 
 def _is_cached(file: int, position: int) -> bool:

@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -53,9 +53,12 @@ class CachedStorage(Storage):
         """Return what the user would call a file."""
         return self.cached.get(path) or super().name(path)
 
-    def full_path(self, path: str) -> str:
-        """Return a file's path as its file system knows it."""
-        return self.cached.get(path) or super().full_path(path)
+    def full_paths(self, paths: Sequence[str]) -> list[str]:
+        """Return the paths of files as their file systems know them."""
+        known = dict(self.cached)
+        if remote := [path for path in paths if path not in known]:
+            known.update(zip(remote, super().full_paths(remote), strict=True))
+        return [known[path] for path in paths]
 
     def list_files(self, folder: str) -> dict[str, dict[str, Any]]:
         """Return what the disk says of the files of a folder that are on this machine."""

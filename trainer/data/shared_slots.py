@@ -6,6 +6,7 @@ import math
 import mmap
 import sys
 import weakref
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,61 +16,66 @@ from torch import Tensor
 #: Batches that may be in use at a time: in a loop, the last one is held while the next is made.
 LENT = 2
 
+FREE, FILLED, IN_USE = 0, 1, 2
+
 
 class SharedSlots:
-    """Slots of the size of a batch, each of which is to be filled, filled, lent, or free.
+    """Slots of the size of a batch, each of which is free, filled, or lent.
 
-    The training process says, before a worker can begin with a batch, which slot that one goes
-    to. A slot is free again when nothing refers to the tensor that was lent any more.
+    Every worker has slots of its own and fills the first that is free. So few of them go round
+    that they stay in the processor's cache; memory that was never needed is never allocated. A
+    slot is free again when nothing refers to the array that was lent any more.
 
     Parameters
     ----------
     shape : tuple of int
         Of a slot, float16.
+    n_workers : int
+        Processes that fill slots.
     ahead : int
-        Batches that workers may be given before the first of them is taken.
+        Batches that each of them may be asked for before the first one is taken.
     """
 
-    def __init__(self, shape: tuple[int, ...], ahead: int) -> None:
-        self.ahead = ahead
-        self._memory = shared_zeros((ahead + 1 + LENT, *shape), torch.float16)
-        self._assigned = shared_zeros((ahead + 1,), torch.int64)
-        self._waiting: dict[int, int] = {}
+    def __init__(self, shape: tuple[int, ...], n_workers: int, ahead: int) -> None:
+        self._per_worker = ahead + 1 + LENT
+        n_slots = n_workers * self._per_worker
+        self._memory = shared_zeros((n_slots, *shape), torch.float16)
+        self._state = shared_zeros((n_slots,), torch.uint8)
         self._lent: dict[int, weakref.ref[NDArray[np.float16]]] = {}
 
-    def begin(self) -> None:
-        """Start a pass: nothing that was assigned before is waited for."""
-        self._waiting.clear()
-        for number in range(self.ahead):
-            self.assign(number)
+    def drop_filled(self, worker: int) -> None:
+        """Give up, as the worker, what it filled and nobody took: a new pass begins."""
+        own = self._own(worker)
+        own[own == FILLED] = FREE
 
-    def assign(self, number: int) -> None:
-        """Choose the slot of a batch, counted from the start of the pass."""
-        taken = {*self._waiting.values(), *self._in_use()}
-        slot = next(slot for slot in range(len(self._memory)) if slot not in taken)
-        self._waiting[number] = slot
-        self._assigned[number % len(self._assigned)] = slot
+    def fill_next(self, worker: int) -> tuple[int, memoryview]:
+        """Return, to the worker, a slot to be filled, and its bytes."""
+        own = self._own(worker)
+        place = int(np.flatnonzero(own == FREE)[0])
+        own[place] = FILLED
+        slot = worker * self._per_worker + place
+        return slot, self._memory[slot].numpy().data.cast("B")
 
-    def buffer(self, number: int) -> memoryview:
-        """Return, to a worker, the bytes of the slot that a batch goes to."""
-        slot = int(self._assigned[number % len(self._assigned)])
-        return self._memory[slot].numpy().data.cast("B")
-
-    def take(self, number: int) -> NDArray[np.float16]:
+    def take(self, slot: int) -> NDArray[np.float16]:
         """Return a batch that was filled; it is lent as long as the array is referred to.
 
         Where too many are in use already, it is a copy.
         """
-        slot = self._waiting.pop(number)
         array = self._memory[slot].numpy()
-        if len(self._in_use()) == LENT:
-            return array.copy()
-        self._lent[slot] = weakref.ref(array)
+        if len(self._lent) == LENT:
+            copy = array.copy()
+            self._state[slot] = FREE
+            return copy
+        self._state[slot] = IN_USE
+        self._lent[slot] = weakref.ref(array, partial(self._give_back, slot))
         return array
 
-    def _in_use(self) -> set[int]:
-        self._lent = {slot: ref for slot, ref in self._lent.items() if ref() is not None}
-        return set(self._lent)
+    def _give_back(self, slot: int, _: object) -> None:
+        del self._lent[slot]
+        self._state[slot] = FREE
+
+    def _own(self, worker: int) -> NDArray[np.uint8]:
+        return self._state.numpy()[worker * self._per_worker :][: self._per_worker]
 
 
 def shared_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -75,10 +75,10 @@ def byte_runs(
         Size of a spectrogram.
     """
     block = index.block_of(rows)
-    begins = np.ones(len(rows), bool)
-    begins[1:] = (block[1:] != block[:-1]) | (group[1:] != group[:-1])
-    at = np.flatnonzero(begins)
+    begins = np.ones(len(rows) + 1, bool)
+    begins[1:-1] = (block[1:] != block[:-1]) | (group[1:] != group[:-1])
+    edges = np.flatnonzero(begins)
+    at, size = edges[:-1], np.diff(edges) * trial_bytes
     block = block[at]
     start = index.offset[block] + (rows[at] - index.first_row[block]) * trial_bytes
-    size = np.diff(at, append=len(rows)) * trial_bytes
     return ByteRuns(at, index.shard[block], start, size)

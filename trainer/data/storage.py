@@ -57,7 +57,12 @@ class Storage:
 
     def full_path(self, path: str) -> str:
         """Return a file's path as its file system knows it."""
-        return f"{self._filesystem()[1].rstrip('/')}/{path}"
+        return self.full_paths([path])[0]
+
+    def full_paths(self, paths: Sequence[str]) -> list[str]:
+        """Return the paths of several files, for which the folder is looked up once."""
+        folder = self._filesystem()[1].rstrip("/")
+        return [f"{folder}/{path}" for path in paths]
 
     def open_stream(self, path: str) -> BinaryIO:
         """Open a file to be read from start to end.
@@ -164,7 +169,7 @@ class Storage:
         ) from error
 
     def _ask_for(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
-        paths = [self.full_path(path) for path, _, _ in ranges]
+        paths = self.full_paths([path for path, _, _ in ranges])
         starts, ends = [start for _, start, _ in ranges], [end for _, _, end in ranges]
         filesystem = self._filesystem_of(ranges[0][0])
         found = filesystem.cat_ranges(paths, starts, ends, on_error="return")

@@ -73,7 +73,7 @@ class StreamStore:
         self._plan, self._passes, self._device = plan, 0, device
         self._n_trials = sequences.rows.shape[1]
         shape = (division.batch_size * self._n_trials, *folder.shape)
-        self._slots = SharedSlots(shape, PREFETCH * num_workers)
+        self._slots = SharedSlots(shape, plan.n_workers, PREFETCH if num_workers else 0)
         deliveries = _Deliveries(folder, split, plan, self._slots)
         self._source = _Source(deliveries, num_workers)
         self._staging = Staging(shape, device)
@@ -98,15 +98,11 @@ class StreamStore:
         """
         self._passes += 1
         own = self._passes
-        self._slots.begin()
         self._source.begin(epoch, start_step)
-        for number, (index, mask) in enumerate(self._plan.batches(epoch, start_step)):
+        for index, mask in self._plan.batches(epoch, start_step):
             if own != self._passes:
                 raise RuntimeError("another pass over this stream was begun")
-            # With the next line the DataLoader may give this one to a worker.
-            self._slots.assign(number + self._slots.ahead)
-            self._source.wait()
-            trials = self._slots.take(number)
+            trials = self._slots.take(self._source.next_slot())
             trials[np.count_nonzero(mask) * self._n_trials :] = 0
             if self._device.type == "cpu":
                 yield index, mask, torch.from_numpy(trials)
@@ -131,20 +127,19 @@ class _Deliveries(IterableDataset[int | str]):
 
     def __iter__(self) -> Iterator[int | str]:
         info = get_worker_info()
+        process = 0 if info is None else info.id
         epoch, start_step = self.position.tolist()
         n_workers, steps = self._plan.n_workers, self._plan.steps_per_epoch
         # DataLoader takes the first batch from process 0, whichever that one is.
-        worker = ((0 if info is None else info.id) + start_step) % n_workers
+        worker = (process + start_step) % n_workers
         numbers = range(*(len(range(worker, step, n_workers)) for step in (start_step, steps)))
-
-        def buffer_of(number: int) -> memoryview:
-            return self._slots.buffer(number * n_workers + worker - start_step)
-
+        self._slots.drop_filled(process)
+        fill_next = partial(self._slots.fill_next, process)
         own = self._plan.workers(epoch)[worker]
         reader = open_reader(self._storage, self._paths, self._plan.index, self._trial_bytes)
         with contextlib.closing(reader):
             try:
-                yield from deliver(reader, self._plan, own, numbers, self._trial_bytes, buffer_of)
+                yield from deliver(reader, self._plan, own, numbers, self._trial_bytes, fill_next)
             # As text: an exception would come out of the DataLoader with a traceback in it.
             except DatasetError as error:
                 yield str(error)
@@ -178,8 +173,8 @@ class _Source:
         with _held_back_signals():
             self._filled = iter(self._deliveries if self._loader is None else self._loader)
 
-    def wait(self) -> None:
-        """Return when the next slot is filled; where that fails, the workers are ended."""
+    def next_slot(self) -> int:
+        """Return the next slot when it is filled; where that fails, the workers are ended."""
         lost = ""
         try:
             filled = next(self._filled)
@@ -188,7 +183,7 @@ class _Source:
         except RuntimeError as error:
             filled, lost = "", str(error).partition("\n")[0]
         if isinstance(filled, int):
-            return
+            return filled
         self.close()
         if lost:
             raise TrainerError(f"a process that reads shards is gone (out of memory?): {lost}")

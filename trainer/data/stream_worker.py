@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.range_reader import RangeReader
+from trainer.data.range_reader import Parts, RangeReader
 from trainer.data.split_index import SplitIndex, byte_runs
 from trainer.data.stream_plan import StreamPlan, WorkerPlan
 
 #: Blocks announced at a time: each is a round trip where the shards are not on this machine.
 READ_AHEAD = 16
+#: Batches whose byte ranges are worked out at once: NumPy takes as long for one as for several.
+BATCHES_AT_ONCE = 16
 
 
 def deliver(
@@ -21,7 +24,7 @@ def deliver(
     worker: WorkerPlan,
     numbers: range,
     trial_bytes: int,
-    buffer_of: Callable[[int], memoryview],
+    fill_next: Callable[[], tuple[int, memoryview]],
 ) -> Iterator[int]:
     """Fill a buffer with each of a worker's batches.
 
@@ -35,13 +38,13 @@ def deliver(
         The worker's batches that are wanted, consecutive; the last may be short or empty.
     trial_bytes : int
         Size of a spectrogram.
-    buffer_of : callable
-        Returns the bytes that a batch is to be written to, from their start.
+    fill_next : callable
+        Returns the slot that the next batch is to be written to, from its start, and its bytes.
 
     Yields
     ------
     int
-        The number of each batch that was written.
+        The slot of each batch that was written.
 
     Raises
     ------
@@ -54,19 +57,21 @@ def deliver(
     needed = np.minimum.accumulate(worker.place[::-1])[::-1]
     row_ranges = _row_ranges(rows, worker.place)
     announced = -1
-    for number in numbers:
+    parts = _parts(plan, worker, numbers, trial_bytes)
+    for number, batch_parts in zip(numbers, parts, strict=True):
+        slot, out = fill_next()
         part = worker.batch(number, plan.batch_size)
-        place = worker.place[part]
-        if len(place):
-            first, last = int(needed[part.start]), int(reached[part.start + len(place) - 1])
+        end = min(part.stop, len(worker.place))
+        if part.start < end:
+            first, last = int(needed[part.start]), int(reached[end - 1])
             reader.forget(first)
             if last >= announced:
                 begin = first if announced < 0 else announced
                 announced = min(last + READ_AHEAD, len(row_ranges))
                 ahead = np.arange(begin, announced)
                 _announce(reader, plan.index, ahead, row_ranges[ahead], trial_bytes)
-            _read(reader, plan.index, place, rows[part], trial_bytes, buffer_of(number))
-        yield number
+            reader.read(batch_parts, out)
+        yield slot
 
 
 def _announce(
@@ -76,30 +81,32 @@ def _announce(
     row_ranges: NDArray[np.int64],
     trial_bytes: int,
 ) -> None:
-    rows = np.concatenate([np.arange(first, end) for first, end in row_ranges.tolist()])
-    group = np.repeat(places, row_ranges[:, 1] - row_ranges[:, 0])
+    sizes = row_ranges[:, 1] - row_ranges[:, 0]
+    group = np.repeat(places, sizes)
+    ends = np.cumsum(sizes)
+    rows = np.arange(ends[-1]) + np.repeat(row_ranges[:, 1] - ends, sizes)
     runs = byte_runs(index, rows, group, trial_bytes)
     columns = (group[runs.at], runs.shard, runs.start, runs.size, rows[runs.at])
     reader.announce(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def _read(
-    reader: RangeReader,
-    index: SplitIndex,
-    place: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    trial_bytes: int,
-    out: memoryview,
-) -> None:
-    n_sequences, n_trials = rows.shape
-    group = np.repeat(np.arange(n_sequences), n_trials)
-    runs = byte_runs(index, rows.ravel(), group, trial_bytes)
-    to = runs.at * trial_bytes
-    buffers = [
-        out[low:high] for low, high in zip(to.tolist(), (to + runs.size).tolist(), strict=True)
-    ]
-    columns = (place[group[runs.at]].tolist(), runs.shard.tolist(), runs.start.tolist())
-    reader.read(zip(*columns, buffers, strict=True))
+def _parts(
+    plan: StreamPlan, worker: WorkerPlan, numbers: range, trial_bytes: int
+) -> Iterator[Parts]:
+    """Yield what is read for each batch."""
+    n_trials = plan.sequences.rows.shape[1]
+    batch_trials = plan.batch_size * n_trials
+    for start in range(0, len(numbers), BATCHES_AT_ONCE):
+        some = numbers[start : start + BATCHES_AT_ONCE]
+        part = slice(some.start * plan.batch_size, some.stop * plan.batch_size)
+        rows = plan.sequences.rows[worker.order[part]]
+        group = np.repeat(np.arange(len(rows)), n_trials)
+        runs = byte_runs(plan.index, rows.ravel(), group, trial_bytes)
+        place = worker.place[part][group[runs.at]]
+        low = runs.at % batch_trials * trial_bytes
+        parts = Parts(place, runs.shard, runs.start, low, low + runs.size)
+        edges = np.searchsorted(runs.at, batch_trials * np.arange(len(some) + 1))
+        yield from (parts[first:end] for first, end in pairwise(edges.tolist()))
 
 
 def _row_ranges(rows: NDArray[np.int64], place: NDArray[np.int64]) -> NDArray[np.int64]:
