@@ -26,6 +26,8 @@ PACKAGES = (
     "webdataset",
     "datasets",
     "litdata",
+    "mosaicml-streaming",
+    "vit-pytorch",
     "torch",
 )
 
