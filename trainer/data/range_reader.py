@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +16,6 @@ from trainer.data.split_index import SplitIndex
 from trainer.data.storage import DatasetError, Storage
 
 MOST_OPEN_FILES = 128
-#: Of what the kernel is asked to read ahead, or whether it has, in one call.
-JOINED_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,13 @@ class Parts:
 
 
 class RangeReader(Protocol):
-    """Reads ranges that belong to numbered places; a place is announced before it is read."""
+    """Reads ranges that belong to numbered places.
+
+    A place is announced before it is read, unless what it needs is near.
+    """
+
+    def is_near(self, shard: int, position: int) -> bool:
+        """Whether a byte, and so what lies about it, need not be announced."""
 
     def announce(self, ranges: Iterable[tuple[int, int, int, int, int]]) -> None:
         """Prepare to read parts of ranges: (place, shard, first byte, bytes, first row)."""
@@ -99,13 +103,20 @@ class LocalReader:
         self._full_paths = storage.full_paths(paths)
         self._files: dict[int, int] = {}
 
+    def is_near(self, shard: int, position: int) -> bool:
+        """Whether a byte can be had without the disk, as far as the system tells."""
+        nowait = getattr(os, "RWF_NOWAIT", 0)
+        try:
+            file = self._file(shard)
+            return bool(nowait) and os.preadv(file, (bytearray(1),), position, nowait) == 1
+        except OSError:
+            return False
+
     def announce(self, ranges: Iterable[tuple[int, int, int, int, int]]) -> None:
         """Let the disk begin."""
         if hasattr(os, "posix_fadvise"):
-            for shard, start, end in _joined(ranges):
-                file = self._file(shard)
-                if not _is_cached(file, end - 1):
-                    os.posix_fadvise(file, start, end - start, os.POSIX_FADV_WILLNEED)
+            for _, shard, start, size, _ in ranges:
+                os.posix_fadvise(self._file(shard), start, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, parts: Parts, out: memoryview) -> None:
         """Read from the files; see `RangeReader`."""
@@ -119,7 +130,7 @@ class LocalReader:
         edges = zip(parts.low.tolist(), parts.high.tolist(), strict=True)
         files = [self._files.get(shard) or self._file(shard) for shard in shards]
         buffers = [(out[low:high],) for low, high in edges]
-        n_bytes = int(np.sum(parts.high - parts.low))
+        n_bytes = sum(len(buffer) for (buffer,) in buffers)
         with contextlib.suppress(OSError):
             if sum(map(os.preadv, files, buffers, starts)) == n_bytes:
                 return
@@ -170,6 +181,10 @@ class RemoteReader:
         self._digests, self._trial_bytes = index.spectrogram_digest, trial_bytes
         self._held: dict[int, list[tuple[int, int, bytes]]] = {}
 
+    def is_near(self, shard: int, position: int) -> bool:
+        """Nothing is."""
+        return False
+
     def announce(self, ranges: Iterable[tuple[int, int, int, int, int]]) -> None:
         """Fetch the ranges; see `RangeReader`.
 
@@ -212,28 +227,3 @@ class RemoteReader:
     def close(self) -> None:
         """Drop everything."""
         self._held.clear()
-
-
-def _joined(ranges: Iterable[tuple[int, int, int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Yield (shard, first byte, end), neighbours as one: what lies between them is little."""
-    shard = first = end = -1
-    for _, of, start, size, _ in ranges:
-        if of != shard or not end <= start < first + JOINED_BYTES:
-            if shard >= 0:
-                yield shard, first, end
-            shard, first = of, start
-        end = start + size
-    if shard >= 0:
-        yield shard, first, end
-
-
-def _is_cached(file: int, position: int) -> bool:
-    """Whether a byte of a file can be had without the disk, as far as the system tells.
-
-    Asking for one costs a twentieth of what the kernel takes to find a whole block there.
-    """
-    nowait = getattr(os, "RWF_NOWAIT", 0)
-    try:
-        return bool(nowait) and os.preadv(file, (bytearray(1),), position, nowait) == 1
-    except OSError:
-        return False
