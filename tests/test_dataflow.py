@@ -689,6 +689,28 @@ def test_another_runner_leaves_the_folder_of_a_job_alone(
         assert gcs.list(f"{OUTPUT}/{work}") == before
 
 
+@pytest.mark.parametrize("record", [b"{", b'{"job": "of a later version"}'])
+def test_a_record_that_cannot_be_read_may_be_that_of_a_running_job(
+    gcs: GcsServer,
+    table: str,
+    dataflow: DataflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    record: bytes,
+) -> None:
+    work = interrupted_run(gcs, dataflow, monkeypatch)
+    gcs.put(f"{OUTPUT}/{work}/job/record.json", record)
+    before = gcs.list(f"{OUTPUT}/{work}")
+    here = ["preprocess", "--input", TABLE, "--output", OUTPUT, *tables.FLAGS, *TRIALS]
+    for arguments in (command(dataflow), [*here, *tables.IN_PROCESS]):
+        assert main(arguments) == 1
+        last = last_line(capfd)
+        assert f"{work}/job/record.json does not say which job" in last
+        assert f"remove {OUTPUT}/{work}" in last
+        assert gcs.list(f"{OUTPUT}/{work}") == before
+    assert len(dataflow.jobs) == 1
+
+
 def test_the_source_is_packed_from_a_read_only_checkout_and_installs_alone(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     copy_project(checkout, ROOT)

@@ -61,14 +61,22 @@ def cancel_command(job_id: str, project: str, region: str) -> str:
 
 
 def read_record(work: WorkFolder) -> JobRecord | None:
-    """Return the record in a work folder; None if no job was submitted for it."""
+    """Return the record in a work folder; None if no job was submitted for it.
+
+    Raises
+    ------
+    StillRunningError
+        If the record cannot be read, as that of another version: its job may be running.
+    """
     if not work.job.exists():
         return None
     try:
         return JobRecord(**json.loads(work.job.read_text()))
-    except (ValueError, TypeError):
-        # Not written by us, or by another version: no job of ours to follow.
-        return None
+    except (ValueError, TypeError) as error:
+        raise StillRunningError(
+            f"{work.job} does not say which job of Dataflow fills its folder, and that one may be "
+            f"running: end it where it is, and remove {work.path}"
+        ) from error
 
 
 def refuse_recorded(leftovers: Iterable[WorkFolder]) -> None:
