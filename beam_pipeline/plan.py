@@ -20,7 +20,7 @@ from beam_pipeline.flags.table import add_source_arguments, open_source
 from beam_pipeline.half import to_float16
 from beam_pipeline.launchers.dataflow.cost import TrialWork, estimate
 from beam_pipeline.launchers.dataflow.defaults import MACHINE_TYPE
-from beam_pipeline.layout import LayoutError, decide_splits, survey_block
+from beam_pipeline.layout import LayoutError, decide_splits
 from beam_pipeline.options import DatasetOptions, screening_options
 from beam_pipeline.output.segments import Pointers
 from beam_pipeline.sessions import Block
@@ -28,6 +28,7 @@ from beam_pipeline.shards import npy_pieces, tar_sample_size
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.splits import SPLITS, SessionCount
+from beam_pipeline.survey import survey_block
 from beam_pipeline.traces import Reject, ScreeningOptions, TrialBatch, screen
 
 SAMPLE_PIECES = 8

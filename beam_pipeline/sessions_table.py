@@ -8,9 +8,10 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_pipeline.layout import Layout, SessionSummary
+from beam_pipeline.layout import Layout
 from beam_pipeline.moments import UNIT, Moments
 from beam_pipeline.storage.places import AnyPath
+from beam_pipeline.survey import SessionSummary
 
 #: Integers in units of 2**-128, as decimals because they exceed 64 bits.
 EXACT = pa.decimal256(76, 0)

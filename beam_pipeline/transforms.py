@@ -23,16 +23,7 @@ from numpy.typing import NDArray
 
 from beam_pipeline.blocks import block_key, key_hash, shard_path
 from beam_pipeline.counters import NAMESPACE, PHASE_COUNTERS, count
-from beam_pipeline.layout import (
-    Layout,
-    LayoutError,
-    SessionSummary,
-    decide_splits,
-    merge_summaries,
-    plan_layout,
-    survey_block,
-    unsurveyed_summary,
-)
+from beam_pipeline.layout import Layout, LayoutError, decide_splits, plan_layout
 from beam_pipeline.manifest import SESSIONS
 from beam_pipeline.options import DatasetOptions
 from beam_pipeline.output.work_folder import AnySegmentStore, WorkFolder
@@ -55,6 +46,7 @@ from beam_pipeline.shards import Sample, ShardInfo, write_shard
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram, SpectrogramOptions
 from beam_pipeline.splits import SessionCount, SplitError
+from beam_pipeline.survey import SessionSummary, merge_summaries, survey_block, unsurveyed_summary
 from beam_pipeline.traces import Reason, Reject, ScreeningOptions, screen
 
 REJECTS, FINGERPRINTS, SESSION_COUNTS = "rejects", "fingerprints", "session_counts"

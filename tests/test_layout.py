@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from beam_pipeline.blocks import block_key
-from beam_pipeline.layout import (
-    LayoutError,
-    SessionSummary,
-    merge_summaries,
-    plan_layout,
-    survey_block,
-)
+from beam_pipeline.layout import LayoutError, plan_layout
 from beam_pipeline.moments import UNIT, Moments
 from beam_pipeline.options import DatasetOptions
 from beam_pipeline.output.segments import Pointers
@@ -21,6 +15,7 @@ from beam_pipeline.sessions_table import read_summaries, sessions_table, write_t
 from beam_pipeline.spectrogram_options import SpectrogramOptions
 from beam_pipeline.splits import SPLITS
 from beam_pipeline.splits_file import SplitsFile
+from beam_pipeline.survey import SessionSummary, merge_summaries, survey_block
 from beam_pipeline.traces import Reason, digests
 
 N_FREQS, N_TIMES = 4, 30

@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_pipeline.card import PICTURE, dataset_card, mean_spectrograms_png
-from beam_pipeline.layout import (
-    CONTENT_MODULUS,
-    Normalization,
-    SessionSummary,
-    train_normalization,
-)
+from beam_pipeline.layout import Normalization, train_normalization
 from beam_pipeline.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -37,6 +32,7 @@ from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.splits import SPLITS
 from beam_pipeline.storage.places import AnyPath, file_sizes
+from beam_pipeline.survey import CONTENT_MODULUS, SessionSummary
 
 #: Differing options that a message names.
 SHOWN_CHANGES = 4

@@ -19,11 +19,11 @@ from typing import Any
 from beam_pipeline import console
 from beam_pipeline.cpus import n_cpus
 from beam_pipeline.errors import UsageError
-from beam_pipeline.layout import SessionSummary
 from beam_pipeline.manifest import MANIFEST, SESSIONS, Manifest, ManifestError, read_manifest
 from beam_pipeline.sessions_table import read_summaries
 from beam_pipeline.storage.locations import locate
 from beam_pipeline.storage.places import AnyPath, file_sizes
+from beam_pipeline.survey import SessionSummary
 from beam_pipeline.verify.block_report import Problem, SampleRules
 from beam_pipeline.verify.dataset_checks import (
     Dataset,

@@ -13,13 +13,13 @@ import numpy as np
 
 from beam_pipeline.blocks import shard_path
 from beam_pipeline.card import PICTURE
-from beam_pipeline.layout import CONTENT_MODULUS, SessionSummary
 from beam_pipeline.manifest import MANIFEST, RUN, SESSIONS, STATS, Manifest, file_digest
 from beam_pipeline.options import options_fingerprint
 from beam_pipeline.shards import ShardInfo, wids_index
 from beam_pipeline.spectrogram import Spectrogram, SpectrogramOptions
 from beam_pipeline.splits import SPLITS
 from beam_pipeline.storage.places import AnyPath, file_sizes
+from beam_pipeline.survey import CONTENT_MODULUS, SessionSummary
 from beam_pipeline.traces import Reason, Reject
 from beam_pipeline.verify.block_report import BlockReport, Problem
 from beam_pipeline.verify.shard_report import ShardReport

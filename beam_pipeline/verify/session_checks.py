@@ -8,11 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 from beam_pipeline.blocks import block_key, key_hash, shard_index, shard_starts
-from beam_pipeline.layout import SessionSummary
 from beam_pipeline.manifest import MANIFEST, SESSIONS, split_manifests
 from beam_pipeline.moments import UNIT
 from beam_pipeline.shards import ShardInfo
 from beam_pipeline.splits import SPLITS
+from beam_pipeline.survey import SessionSummary
 from beam_pipeline.verify.block_report import BlockReport, Problem
 from beam_pipeline.verify.dataset_checks import Dataset, some
 from beam_pipeline.verify.shard_report import ShardReport

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.layout import LayoutError, SessionSummary, train_normalization
+from beam_pipeline.layout import LayoutError, train_normalization
 from beam_pipeline.manifest import MANIFEST, SESSIONS, STATS
 from beam_pipeline.moments import UNIT
 from beam_pipeline.output.dataset_folder import normalization_stats
+from beam_pipeline.survey import SessionSummary
 from beam_pipeline.verify.block_report import BlockReport, Problem
 from beam_pipeline.verify.dataset_checks import Dataset, read_json, some
 from beam_pipeline.verify.session_checks import blocks_of_sessions
