@@ -19,6 +19,7 @@ import apache_beam
 import numpy
 import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.runners.portability.portable_runner import PipelineResult
 from apache_beam.runners.portability.stager import Stager
 from google.api_core.exceptions import RetryError
 from google.auth.exceptions import RefreshError
@@ -160,6 +161,26 @@ def test_beams_job_server_on_two_workers_makes_the_bytes_of_a_local_run(
     assert len(pool.started) == 2
     run = json.loads(gcs.read(f"{OUTPUT}/run.json"))
     assert run["counters"]["rows_read"] == run["counters"]["trials_written"] == 96
+    server.close()
+
+
+def test_an_interruption_ends_the_job_of_a_job_server(
+    gcs: GcsServer,
+    table: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    server = JobServer(tmp_path / "staging")
+    monkeypatch.setattr(PipelineResult, "wait_until_finish", interrupt)
+    flags = [
+        *("preprocess", "--input", TABLE, "--output", OUTPUT, *tables.FLAGS, *TRIALS),
+        *("--runner", "PortableRunner", "--job_endpoint", server.endpoint),
+        *("--environment_type", "EXTERNAL", "--environment_config", "localhost:1"),
+    ]
+    assert main(flags) == 1
+    assert last_line(capfd) == "error: interrupted; the same command starts again"
+    assert server.cancelled == 1
     server.close()
 
 

@@ -93,7 +93,7 @@ def _refuse_job_flags(arguments: Sequence[str]) -> None:
 
 
 def run_to_end(pipeline: beam.Pipeline, log: Path, verbose: bool) -> PipelineResult:
-    """Run a pipeline whose runner ends with this process.
+    """Run a pipeline that is to end with this process.
 
     Raises
     ------
@@ -105,7 +105,12 @@ def run_to_end(pipeline: beam.Pipeline, log: Path, verbose: bool) -> PipelineRes
             if not verbose:
                 stack.enter_context(contextlib.redirect_stderr(stack.enter_context(log.open("a"))))
             result = pipeline.run()
-            result.wait_until_finish()
+            try:
+                result.wait_until_finish()
+            except KeyboardInterrupt:
+                # What a job server runs would go on.
+                result.cancel()
+                raise
     except Exception as error:
         message = last_line(error)
         if message.startswith("Channel closed"):

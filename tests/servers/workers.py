@@ -92,6 +92,14 @@ class _JobOnTwoWorkers(local_job_service.BeamJob):
         return runner.run_via_runner_api(self._pipeline_proto, self.pipeline_options())
 
 
+class _JobService(local_job_service.LocalJobServicer):
+    cancelled = 0
+
+    def Cancel(self, request: Any, context: Any = None) -> Any:  # noqa: N802
+        self.cancelled += 1
+        return super().Cancel(request, context)
+
+
 class JobServer:
     """Beam's job server, on as many workers as a job's environment gives.
 
@@ -102,8 +110,13 @@ class JobServer:
     """
 
     def __init__(self, staging: Path) -> None:
-        self._service = local_job_service.LocalJobServicer(str(staging), _JobOnTwoWorkers)
+        self._service = _JobService(str(staging), _JobOnTwoWorkers)
         self.endpoint = f"localhost:{self._service.start_grpc_server()}"
+
+    @property
+    def cancelled(self) -> int:
+        """Number of jobs that were asked to end."""
+        return self._service.cancelled
 
     def close(self) -> None:
         """Stop."""
