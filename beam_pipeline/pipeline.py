@@ -8,24 +8,17 @@ from beam_pipeline.options import DatasetOptions, screening_options
 from beam_pipeline.output.work_folder import WorkFolder
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram
-from beam_pipeline.transforms import (
+from beam_pipeline.transforms.outputs import (
     FINGERPRINTS,
     PICTURES,
     REJECTS,
     SESSION_COUNTS,
     SUMMARIES,
-    CountRejects,
-    FindCopies,
-    PlanLayout,
-    PlanSplits,
-    ReadTrials,
-    ResolveSessions,
-    SurveyBlocks,
-    WriteOutcome,
-    WriteRejects,
-    WriteSessions,
-    WriteShards,
 )
+from beam_pipeline.transforms.plan import CountRejects, PlanLayout, PlanSplits
+from beam_pipeline.transforms.read import FindCopies, ReadTrials, ResolveSessions
+from beam_pipeline.transforms.spectrograms import SurveyBlocks, WriteShards
+from beam_pipeline.transforms.write import WriteOutcome, WriteRejects, WriteSessions
 
 #: Rows of a piece of the table: small enough for an even load, large enough to be worth opening.
 PIECE_ROWS = 1024

@@ -63,7 +63,8 @@ def _fork_on_request() -> None:
     with loading_modules():
         from apache_beam.runners.worker import sdk_worker_main
 
-        from beam_pipeline import transforms  # noqa: F401 (loaded before it is asked for)
+        # Loaded before they are asked for.
+        from beam_pipeline.transforms import plan, read, spectrograms, write  # noqa: F401
 
     # The system buries the workers; Ctrl-C is the launcher's to handle.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
