@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import gc
 import importlib
+import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from beam_pipeline import __version__
@@ -44,8 +46,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {' '.join(message.splitlines())}; see {self.prog} --help\n")
 
 
-def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of all commands, with the flags of the chosen one.
+def build_parsers(chosen: str | None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Return the parser of all commands, and that of the chosen one, which alone has its flags.
 
     Only that one is imported: Beam, SciPy and Matplotlib take longer than a short command.
     """
@@ -58,8 +60,9 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers: dict[str | None, argparse.ArgumentParser] = {}
     for name, text in COMMANDS.items():
-        command = commands.add_parser(
+        command = parsers[name] = commands.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
         command.set_defaults(parser=command)
@@ -68,25 +71,47 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
             module = importlib.import_module(f"beam_pipeline.{MODULES.get(name, name)}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-    return parser
+    return parser, parsers.get(chosen, parser)
 
 
-def check_beam_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Refuse flags that neither we nor Beam know: Beam itself would only warn."""
-    if not arguments:
-        return
+def check_flags(name: str, parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Refuse flags that a command does not have, before argparse misses those that it needs."""
+    known = _flags(parser)
+    flags = [word.split("=")[0] for word in words if re.match(r"--[\w-]+(=|$)", word)]
+    unknown = [flag for flag in flags if flag not in known]
+    if unknown and name == "preprocess":
+        known += _flags(_beam_parser())
+        unknown = [flag for flag in unknown if flag not in known]
+    if unknown:
+        parser.error(f"{name} has no {' '.join(unknown)}{_hint(unknown[0], known)}")
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+    return [flag for action in parser._actions for flag in action.option_strings]
+
+
+@functools.cache
+def _beam_parser() -> argparse.ArgumentParser:
     from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
     beam_parser = _BeamArgumentParser(add_help=False, allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(beam_parser)
-    _, unknown = beam_parser.parse_known_args(list(arguments))
+    return beam_parser
+
+
+def check_beam_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Refuse values that neither we nor Beam take: Beam itself would only warn."""
+    if not arguments:
+        return
+    _, unknown = _beam_parser().parse_known_args(list(arguments))
     if unknown:
-        flags = [flag for action in beam_parser._actions for flag in action.option_strings]
-        flags += [flag for action in parser._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     What went wrong ends in one line on standard error, ``error: ...``, whatever the command.
     """
-    given = join_signed_values(sys.argv[1:] if arguments is None else arguments)
+    given = join_signed_values(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     chosen = next((word for word in given if not word.startswith("-")), None)
     if chosen is not None and chosen not in COMMANDS:
         return _refuse_command(chosen)
@@ -103,7 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if n_cpus() > 1:
             start_loading()
     with loading_modules():
-        parser = build_parser(chosen)
+        parser, command = build_parsers(chosen)
+    if chosen is not None:
+        check_flags(chosen, command, given[given.index(chosen) + 1 :])
     args, rest = parser.parse_known_args(given)
     if rest and args.command != "preprocess":
         args.parser.error(f"{args.command} has no {' '.join(rest)}")
@@ -120,8 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse_command(name: str) -> int:
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = _hint(name, COMMANDS)
     print(f"error: there is no command {name!r}{hint}: {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from beam_pipeline.manifest import Manifest
+from beam_pipeline.plurals import plural
 from beam_pipeline.splits import SPLITS
 
 PICTURE = "mean_spectrograms.png"
@@ -17,7 +18,7 @@ PICTURE = "mean_spectrograms.png"
 RATIO_TOLERANCE = 0.05
 _CARD = """# LFP spectrogram dataset
 
-{n_trials:,} trials of {n_sessions:,} sessions ({n_subjects}), classes {classes}. Each sample of a
+{n_trials} of {n_sessions} ({n_subjects}), classes {classes}. Each sample of a
 shard is up to {block_trials} consecutive trials of one session: `spectrogram.npy` float16
 (trials, {n_freqs} frequencies, {n_times} times), `baseline.npy` float32 (trials, frequencies)
 and `json`. The format is described in `docs/dataset-format.md` of LFP-ViT.
@@ -73,9 +74,9 @@ def dataset_card(manifest: Manifest) -> str:
     test = splits["test"]
     units = len(test.subjects) or len(test.sessions)
     return _CARD.format(
-        n_trials=sum(split.trials for split in splits.values()),
-        n_sessions=sum(len(split.sessions) for split in splits.values()),
-        n_subjects=f"{len(subjects):,} subjects" if subjects else "subjects unknown",
+        n_trials=plural(sum(split.trials for split in splits.values()), "trial"),
+        n_sessions=plural(sum(len(split.sessions) for split in splits.values()), "session"),
+        n_subjects=plural(len(subjects), "subject") if subjects else "subjects unknown",
         classes=", ".join(f"{name} = {label}" for label, name in enumerate(manifest.classes)),
         block_trials=manifest.shape[0],
         n_freqs=manifest.shape[1],
@@ -97,7 +98,7 @@ def dataset_card(manifest: Manifest) -> str:
             [(name, f"`{value}`") for name, value in manifest.options.items() if name != "splits"],
         ),
         versions=", ".join(f"{name} {value}" for name, value in manifest.versions.items()),
-        source=f"`{manifest.source['uri']}`, {manifest.source['rows']:,} rows",
+        source=f"`{manifest.source['uri']}`, {plural(manifest.source['rows'], 'row')}",
     )
 
 
@@ -196,7 +197,7 @@ def mean_spectrograms_png(folder: Path, manifest: Manifest) -> bytes:
         for column, split in enumerate(SPLITS):
             axis = axes[row, column]
             mean, n_trials = means.get((condition, split), (None, 0))
-            axis.set_title(f"{condition}, {split} ({n_trials:,} trials)", fontsize=9)
+            axis.set_title(f"{condition}, {split} ({plural(n_trials, 'trial')})", fontsize=9)
             if mean is not None:
                 image = axis.pcolormesh(
                     manifest.times, manifest.freqs, mean, cmap="RdBu_r", vmin=-limit, vmax=limit

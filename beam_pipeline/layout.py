@@ -13,6 +13,7 @@ from beam_pipeline.blocks import block_key, key_hash, n_shards_for, shard_index,
 from beam_pipeline.half import to_float16
 from beam_pipeline.moments import UNIT, Moments
 from beam_pipeline.options import DatasetOptions
+from beam_pipeline.plurals import plural
 from beam_pipeline.sessions import Block
 from beam_pipeline.shards import Sample, tar_sample_size
 from beam_pipeline.splits import (
@@ -233,16 +234,17 @@ def _check_rejects(
     n_rejected = sum(reject_counts.values())
     if n_used + n_rejected != n_rows:
         raise LayoutError(
-            f"{n_rows:,} rows went in, but {n_used:,} used and {n_rejected:,} rejected came out: "
-            "the table changed while it was read, or the runner lost rows; run again"
+            f"{plural(n_rows, 'row')} went in, but {n_used:,} used and {n_rejected:,} rejected "
+            "came out: the table changed while it was read, or the runner lost rows; run again"
         )
     reasons = _listed(reject_counts)
     if n_used == 0:
-        raise LayoutError(f"all {n_rows:,} rows are rejected: {reasons}")
+        raise LayoutError(f"all {plural(n_rows, 'row', 'is', 'are')} rejected: {reasons}")
     if n_rejected > max_fraction * n_rows:
         raise LayoutError(
-            f"{n_rejected:,} of {n_rows:,} rows ({n_rejected / n_rows:.1%}) are rejected, more "
-            f"than --max_reject_fraction {max_fraction:g}: {reasons}"
+            f"{n_rejected:,} of {plural(n_rows, 'row')} ({n_rejected / n_rows:.1%}) "
+            f"{'is' if n_rejected == 1 else 'are'} rejected, more than --max_reject_fraction "
+            f"{max_fraction:g}: {reasons}"
         )
 
 

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from beam_pipeline.errors import UsageError
+from beam_pipeline.screening import ScreeningOptions
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.spectrogram_options import SpectrogramOptions
 from beam_pipeline.splits import SplitError, required_splits
 from beam_pipeline.splits_file import SplitsFile
-from beam_pipeline.traces import ScreeningOptions
 
 NORMALIZATIONS = ("global", "per_frequency", "none")
 GAIN_CORRECTIONS = ("none", "session")

@@ -23,13 +23,15 @@ from beam_pipeline.launchers.dataflow.defaults import MACHINE_TYPE
 from beam_pipeline.layout import LayoutError, decide_splits
 from beam_pipeline.options import DatasetOptions, screening_options
 from beam_pipeline.output.segments import Pointers
+from beam_pipeline.plurals import plural
+from beam_pipeline.rejects import Reject
+from beam_pipeline.screening import ScreeningOptions, TrialBatch, screen
 from beam_pipeline.sessions import Block
 from beam_pipeline.shards import npy_pieces, tar_sample_size
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.splits import SPLITS, SessionCount
 from beam_pipeline.survey import survey_block
-from beam_pipeline.traces import Reject, ScreeningOptions, TrialBatch, screen
 
 SAMPLE_PIECES = 8
 SAMPLE_ROWS = 32
@@ -192,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
     shape = (len(spectrogram.freqs), len(spectrogram.times))
     _print_costs(source, options.block_trials, screening, shape, cost)
     split_of = decide_splits(usable, options, rejected)
-    _print_splits(usable, split_of, classes, options, shape)
+    _print_splits(usable, split_of, classes, options, shape, len(cost.rejects))
     if len(cost.rejects) > options.max_reject_fraction * cost.n_rows:
         ((reason, _),) = Counter(str(reject.reason) for reject in cost.rejects).most_common(1)
         raise LayoutError(
@@ -210,7 +212,7 @@ def _print_table_facts(
     per_class = Counter[str]()
     for count in counts:
         per_class[count.condition] += count.n_trials
-    print(f"{source.uri}: {source.n_rows:,} rows")
+    print(f"{source.uri}: {plural(source.n_rows, 'row')}")
     print_table(
         "Classes",
         ["class", "trials", "sessions", "subjects"],
@@ -225,7 +227,7 @@ def _print_table_facts(
         ],
         "" if subjects else "no subject column: sessions of one animal may fall into two splits",
     )
-    print(f"Sample of {cost.n_rows:,} rows: {len(cost.rejects):,} would be rejected")
+    print(f"Sample of {plural(cost.n_rows, 'row')}: {len(cost.rejects):,} would be rejected")
     reasons = Counter(str(reject.reason) for reject in cost.rejects)
     for reason, n in reasons.most_common():
         example = next(reject for reject in cost.rejects if reject.reason == reason)
@@ -249,6 +251,7 @@ def _print_splits(
     classes: Sequence[str],
     options: DatasetOptions,
     shape: tuple[int, int],
+    n_rejects: int,
 ) -> None:
     trials: dict[str, Counter[str]] = defaultdict(Counter)
     n_blocks: Counter[str] = Counter()
@@ -275,6 +278,9 @@ def _print_splits(
         f"Splits, if every row is used; each trial is {shape[0]} x {shape[1]}",
         ["split", "trials", *classes, "sessions", "subjects", "shards", "size"],
         rows,
+        f"Rows that would be rejected, like {n_rejects:,} of the sample, are still counted here"
+        if n_rejects
+        else "",
     )
 
 
@@ -291,15 +297,11 @@ def _print_costs(
     block = 3 * 4 * block_trials * shape[0] * shape[1]
     memory = (workers + 1) * PROCESS_BYTES + workers * block
     print(
-        f"Expected here: {seconds:,.0f} s with {_plural(workers, 'worker')} "
+        f"Expected here: {seconds:,.0f} s with {plural(workers, 'worker')} "
         f"({1e3 * cost.seconds:.2f} ms of CPU a trial, without the disk), "
         f"{format_bytes(memory)} of memory, {format_bytes(segments)} of temporary files"
     )
     _print_dataflow_cost(source, block_trials, segments / source.n_rows, shape, cost)
-
-
-def _plural(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _print_dataflow_cost(
@@ -319,7 +321,7 @@ def _print_dataflow_cost(
     job = estimate(source.n_rows, work, bigquery=source.kind == "bigquery")
     print(
         f"Expected on Dataflow: {job.seconds / 60:,.0f} min with "
-        f"{_plural(job.workers, f'{MACHINE_TYPE} worker')}, {job.vcpu_hours:,.2f} vCPU hours, "
+        f"{plural(job.workers, f'{MACHINE_TYPE} worker')}, {job.vcpu_hours:,.2f} vCPU hours, "
         f"about ${job.dollars:,.2f} at list prices "
         f"({format_bytes(1e9 * job.shuffled_gb)} shuffled, "
         f"{format_bytes(1e9 * job.segments_gb)} of temporary objects), then "

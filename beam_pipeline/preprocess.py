@@ -18,6 +18,7 @@ from beam_pipeline.layout import needs_every_spectrogram
 from beam_pipeline.manifest import Manifest
 from beam_pipeline.output.work_folder import WorkFolder
 from beam_pipeline.pipeline import build_pipeline
+from beam_pipeline.plurals import plural
 from beam_pipeline.spectrogram import Spectrogram
 from beam_pipeline.storage.locations import locate
 from beam_pipeline.storage.places import AnyPath
@@ -102,10 +103,12 @@ def print_summary(manifest: Manifest, output: AnyPath, seconds: float) -> None:
     total = console.format_bytes(sum(shard["bytes"] for shard in manifest.shards))
     rejected = sum(manifest.rejects.values())
     print(
-        f"{rows:,} rows: {used:,} used, {rejected:,} rejected; {len(manifest.shards)} shards, "
-        f"{total}, in {seconds:.1f} s. Card: {output / 'README.md'}"
+        f"{plural(rows, 'row')}: {used:,} used, {rejected:,} rejected; "
+        f"{plural(len(manifest.shards), 'shard')}, {total}, in {seconds:.1f} s. "
+        f"Card: {output / 'README.md'}"
     )
     for caution in cautions(manifest):
         print(f"Note: {caution}")
     if manifest.values_clipped:
-        print(f"Note: {manifest.values_clipped:,} values exceed float16 and were clipped")
+        clipped = plural(manifest.values_clipped, "value", "was", "were")
+        print(f"Note: {clipped} beyond float16 and set to its limit")

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_pipeline.output.segments import Pointers
-from beam_pipeline.traces import Reason, Reject, TrialBatch
+from beam_pipeline.plurals import plural
+from beam_pipeline.rejects import Reason, Reject
+from beam_pipeline.screening import TrialBatch
 
 #: Scale of the median absolute deviation of a Gaussian, 1 / Phi^-1(3/4).
 MAD_TO_STD = 1.4826022185056018
@@ -282,7 +284,7 @@ def _session_problem(
 
 def _tally(labels: Sequence[str | None]) -> str:
     counts = Counter(label or "(missing)" for label in labels)
-    return ", ".join(f"{label} in {n} trials" for label, n in sorted(counts.items()))
+    return ", ".join(f"{label} in {plural(n, 'trial')}" for label, n in sorted(counts.items()))
 
 
 def _lacking_subject(rows: SessionRows) -> dict[int, tuple[Reason, str]]:

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from beam_pipeline.plurals import plural
 from beam_pipeline.split_search import partition_groups
 
 SPLITS = ("train", "val", "test")
@@ -276,7 +277,7 @@ def _groups(n: int, sessions: Sequence[SessionCount]) -> str:
     """Return ``2 animals``, or what else is never cut."""
     named = {s.subject is not None for s in sessions}
     noun = "group" if len(named) > 1 else "animal" if True in named else "session"
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+    return plural(n, noun)
 
 
 def _impossible(sessions: Sequence[SessionCount], n_parts: int) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Literal
 
+from beam_pipeline.plurals import plural
 from beam_pipeline.splits import (
     SPLITS,
     SessionCount,
@@ -163,13 +164,13 @@ def apply_splits_file(
     unknown = sorted(set(split_of) - set(id_of.values()) - lost)
     if unknown and (by == "session" or not lost):
         raise SplitError(
-            f"splits file {path}: {len(unknown):,} {by} id(s) not in the table: "
-            f"{_quoted(unknown)}; remove or correct them"
+            f"splits file {path}: {plural(len(unknown), f'{by} id')} not in the table: "
+            f"{_quoted(unknown)}; remove or correct each"
         )
     uncovered = [session for session, name in id_of.items() if name is None or name not in split_of]
     if uncovered:
         raise SplitError(
-            f"splits file {path} gives no split to {len(uncovered):,} session(s): "
+            f"splits file {path} gives no split to {plural(len(uncovered), 'session')}: "
             f"{_quoted(uncovered)}; list the {by} of each"
         )
     assignment = {s: split_of[name] for s, name in id_of.items() if name is not None}
@@ -227,8 +228,8 @@ def _csv_entries(text: str, path: str) -> tuple[_By, list[_Entry]]:
     for where, row in rows[1:]:
         if len(row) != len(columns):
             raise SplitError(
-                f"splits file {path}, {where}: {len(row)} values for the {len(columns)} columns "
-                f"{_quoted(columns)}"
+                f"splits file {path}, {where}: {plural(len(row), 'value')} for the "
+                f"{len(columns)} columns {_quoted(columns)}"
             )
     name, split = columns.index(by), columns.index("split")
     return by, [(where, row[name], row[split]) for where, row in rows[1:]]

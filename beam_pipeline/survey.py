@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_pipeline.moments import MAX_MAGNITUDE, UNIT, Moments, exact_sum, trial_sums
+from beam_pipeline.rejects import Reason, Reject
 from beam_pipeline.sessions import Block
-from beam_pipeline.traces import Reason, Reject
 
 CONTENT_MODULUS = 1 << 128
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from beam_pipeline.errors import UsageError
+from beam_pipeline.screening import SFREQ_TOLERANCE
 from beam_pipeline.sources import SourceError, TraceSource
 from beam_pipeline.spectrogram_options import SpectrogramOptions
-from beam_pipeline.traces import SFREQ_TOLERANCE
 
 
 def resolve_sfreq(source: TraceSource, sfreq: float | None) -> float:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from beam_pipeline.sources.bigquery import BigQuerySource
 from beam_pipeline.sources.bigquery_streams import read_client
-from beam_pipeline.traces import decode_traces
+from beam_pipeline.trace_column import decode_traces
 from tests.servers.bigquery import BigQueryServer
 
 #: Ends in the number of rows.

@@ -27,9 +27,9 @@ from beam_pipeline.errors import UsageError
 from beam_pipeline.output.segments import Pointers
 from beam_pipeline.sample.command import write_sample
 from beam_pipeline.sample.options import SampleOptions
+from beam_pipeline.screening import ScreeningOptions, screen
 from beam_pipeline.sessions import order_by_session, resolve_session, session_rows
 from beam_pipeline.sources.parquet import ParquetSource
-from beam_pipeline.traces import ScreeningOptions, screen
 
 N_SAMPLES = 1000
 SFREQ = 500.0

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from beam_pipeline.__main__ import main
+from beam_pipeline.__main__ import COMMANDS, main
 from beam_pipeline.sources import SourceError, parse_column_names
 from beam_pipeline.sources.parquet import ParquetSource
 from beam_pipeline.table_timing import resolve_sfreq
@@ -33,6 +33,22 @@ def exit_status(arguments: list[str]) -> int:
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status([command, "--help"]) == 0
     assert "usage: python -m beam_pipeline" in capsys.readouterr().out
+
+
+def test_no_command_is_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status([]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["plan", "preprocess", "audit", "folds"])
+def test_a_mistyped_flag_is_said_before_one_that_is_missing(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status([command, "--inputt", "x"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {command} has no --inputt (did you mean --input?); see ")
+    assert len(error.splitlines()) == 1
 
 
 def test_wrong_usage_is_status_2_and_suggests_the_near_miss(
@@ -243,6 +259,18 @@ def test_plan_leaves_out_sessions_that_would_be_rejected(
     assert "s.8/a b" not in line
 
 
+def test_plan_says_that_rows_which_would_be_rejected_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tables.make_table()
+    assert main(["plan", "--input", str(tables.write(table, tmp_path / "a")), *tables.FLAGS]) == 0
+    assert "still counted" not in capsys.readouterr().out
+    table = tables.replace_trace(table, 0, [0.0] * tables.N_SAMPLES)
+    assert main(["plan", "--input", str(tables.write(table, tmp_path / "b")), *tables.FLAGS]) == 0
+    out = capsys.readouterr().out
+    assert "Rows that would be rejected, like 1 of the sample, are still counted here" in out
+
+
 def test_plan_says_what_a_run_costs_where_no_split_is_possible(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,4 +334,4 @@ def test_a_flag_of_another_command_names_the_command(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_status(["audit", "--input", str(source), "--output", "x", "--tmin", "0"]) == 2
-    assert "audit has no --tmin 0" in capsys.readouterr().err
+    assert "audit has no --tmin;" in capsys.readouterr().err

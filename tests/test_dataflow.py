@@ -394,7 +394,7 @@ def test_flags_of_dataflow_are_refused_by_a_local_run(
 
 TRACEBACK = """Error message from worker: generic::unknown: Traceback (most recent call last):
   File "apache_beam/runners/common.py", line 1498, in process
-  File "beam_pipeline/traces.py", line 7, in screen
+  File "beam_pipeline/screening.py", line 7, in screen
 OSError: no space left [while running 'ReadTrials/ParDo(_ScreenRows)']
 
 passed through:
@@ -457,7 +457,7 @@ def test_numbers_of_the_job_are_shown(
         service_metric("TotalVcpuTime", 5400),
     ]
     assert main(command(dataflow)) == 1
-    line = "Dataflow: running, 8 vCPUs at work, 50 rows, 5 rejects, 1 shards, 1.50 vCPU hours"
+    line = "Dataflow: running, 8 vCPUs at work, 50 rows, 5 rejects, 1 shard, 1.50 vCPU hours"
     captured = capfd.readouterr().err
     assert line in captured
     assert "Reading traces: 50 of 96" in captured

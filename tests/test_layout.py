@@ -10,13 +10,14 @@ from beam_pipeline.layout import LayoutError, plan_layout
 from beam_pipeline.moments import UNIT, Moments
 from beam_pipeline.options import DatasetOptions
 from beam_pipeline.output.segments import Pointers
+from beam_pipeline.rejects import Reason
+from beam_pipeline.screening import digests
 from beam_pipeline.sessions import Block
 from beam_pipeline.sessions_table import read_summaries, sessions_table, write_table
 from beam_pipeline.spectrogram_options import SpectrogramOptions
 from beam_pipeline.splits import SPLITS
 from beam_pipeline.splits_file import SplitsFile
 from beam_pipeline.survey import SessionSummary, merge_summaries, survey_block
-from beam_pipeline.traces import Reason, digests
 
 N_FREQS, N_TIMES = 4, 30
 SHAPE = (N_FREQS, N_TIMES)

@@ -67,10 +67,12 @@ PURE = [
         "launchers.dataflow.job_state",
         "manifest",
         "moments",
+        "screening",
         "shards",
         "spectrogram",
         "splits",
-        "traces",
+        "survey",
+        "trace_column",
     )
 ]
 #: What may be run on numbers alone, whatever made them.

@@ -12,6 +12,7 @@ import pytest
 from scipy import signal, stats
 
 from beam_pipeline.errors import UsageError
+from beam_pipeline.rejects import Reason
 from beam_pipeline.sample import command as sample
 from beam_pipeline.sample.bad_rows import REASONS
 from beam_pipeline.sample.command import write_sample
@@ -29,7 +30,6 @@ from beam_pipeline.sample.sessions import (
 )
 from beam_pipeline.sample.tables import SAMPLES_PER_CHUNK, session_tables
 from beam_pipeline.sample.traces import GAMMA_BAND, GAMMA_WINDOW, ONSET, simulate
-from beam_pipeline.traces import Reason
 
 
 def folder_bytes(folder):

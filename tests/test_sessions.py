@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from scipy import stats
 
 from beam_pipeline.output.segments import Pointers, SegmentStore
+from beam_pipeline.rejects import Reason
+from beam_pipeline.screening import TrialBatch, digests
 from beam_pipeline.sessions import (
     Copy,
     SessionRows,
@@ -19,7 +21,6 @@ from beam_pipeline.sessions import (
     resolve_session,
     session_rows,
 )
-from beam_pipeline.traces import Reason, TrialBatch, digests
 
 N_SAMPLES = 8
 

@@ -457,7 +457,7 @@ def test_files_by_subject(text: str) -> None:
         ("session,split\na,train\nb,dev\n", "line 3: split 'dev' of session 'b' is not train"),
         ("session,split\na,Train\n", "line 2: split 'Train'"),
         ("session,split\na,train\n,val\n", "line 3: the session is empty"),
-        ("session,split\na\n", "line 2: 1 values for the 2 columns"),
+        ("session,split\na\n", "line 2: 1 value for the 2 columns"),
         ("session,split\na,train,x\n", "line 2: 3 values for the 2 columns"),
         ('session,split\n"a,train\n', "line 2: not CSV"),
         ("session,split\na,train\nb,val\na,test\n", r"line 4: .*'a' .*two splits.*line 2"),
@@ -519,7 +519,7 @@ def test_apply_names_unknown_and_uncovered_ids() -> None:
     sessions = lab_like()
     assignment = assign_splits(sessions)
     more = parse_splits(as_json({**assignment, "s99": "val"}), "my.json")
-    with pytest.raises(SplitError, match=r"my\.json: 1 session id\(s\) not in the table: 's99'"):
+    with pytest.raises(SplitError, match=r"my\.json: 1 session id not in the table: 's99'"):
         apply_splits_file(sessions, more)
     many = parse_splits(as_json({**assignment, **{f"x{i}": "val" for i in range(30)}}), "f")
     with pytest.raises(SplitError, match=r"'x0', 'x1', .* and 25 more"):
@@ -537,7 +537,7 @@ def test_apply_knows_sessions_that_lost_every_trial() -> None:
     for rejected in (["flat", "s00"], {"flat": 2400, "": 3}):
         found = apply_splits_file(sessions, complete, rejected_sessions=rejected)
         assert found == assignment
-    with pytest.raises(SplitError, match=r"1 session id\(s\) not in the table: 'flat'"):
+    with pytest.raises(SplitError, match=r"1 session id not in the table: 'flat'"):
         apply_splits_file(sessions, complete, rejected_sessions=["other"])
 
 
@@ -548,7 +548,7 @@ def test_apply_by_subject_where_a_session_lost_every_trial() -> None:
     found = apply_splits_file(sessions, by_subject, rejected_sessions=["lost", "m0-A"])
     assert set(found) == {s.session for s in sessions}
     for rejected in ([], [""], ["m0-A"]):
-        with pytest.raises(SplitError, match=r"1 subject id\(s\) not in the table: 'm9'"):
+        with pytest.raises(SplitError, match=r"1 subject id not in the table: 'm9'"):
             apply_splits_file(sessions, by_subject, rejected_sessions=rejected)
 
 

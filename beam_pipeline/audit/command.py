@@ -21,10 +21,11 @@ from beam_pipeline.audit.tally import AuditTally, Timing
 from beam_pipeline.audit.timing_warnings import timing_warnings
 from beam_pipeline.errors import UsageError
 from beam_pipeline.flags.table import add_source_arguments, find_source
+from beam_pipeline.plurals import plural
+from beam_pipeline.screening import SFREQ_TOLERANCE
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.storage.locations import locate
 from beam_pipeline.storage.places import AnyPath, write_atomically
-from beam_pipeline.traces import SFREQ_TOLERANCE
 
 FORMAT_VERSION = 1
 PAGE = "index.html"
@@ -264,7 +265,8 @@ def run(args: argparse.Namespace) -> int:
     write_atomically(output / NUMBERS, to_json(audit_data(audit, warnings, source)))
     write_atomically(output / PAGE, audit_page(audit, warnings, source.uri))
     _print_warnings(warnings)
-    print(f"{audit.rows:,} rows, {len(audit.sessions):,} sessions: see {output / PAGE}")
+    rows, sessions = plural(audit.rows, "row"), plural(len(audit.sessions), "session")
+    print(f"{rows}, {sessions}: see {output / PAGE}")
     return 0
 
 

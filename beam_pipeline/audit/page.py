@@ -21,6 +21,7 @@ from beam_pipeline.audit.summary import SessionAudit, TableAudit
 from beam_pipeline.audit.table_warnings import AuditWarning, Severity
 from beam_pipeline.audit.tally import Stimulus
 from beam_pipeline.audit.timing import MAINS, RateVerdict
+from beam_pipeline.plurals import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,7 +140,7 @@ def timing_facts(audit: TableAudit) -> list[tuple[str, str]]:
         where = f"{kind} at sample {audit.evoked.sample:,}"
         if onset is not None and rate is not None:
             after = audit.evoked.sample - onset
-            where += f", {after:,} samples or {1000 * after / rate:.4g} ms after the onset"
+            where += f", {plural(after, 'sample')} or {1000 * after / rate:.4g} ms after the onset"
         doubt = "" if audit.evoked.is_clear else " (not clearly above noise)"
         doubt = ", the first of many" if audit.evoked.goes_on else doubt
         facts.append(("Evoked response", where + doubt))
@@ -147,7 +148,7 @@ def timing_facts(audit: TableAudit) -> list[tuple[str, str]]:
 
 
 def _extent(n_samples: int, sfreq: float | None) -> str:
-    return f"{n_samples:,} samples" + ("" if sfreq is None else f", {n_samples / sfreq:.4g} s")
+    return plural(n_samples, "sample") + ("" if sfreq is None else f", {n_samples / sfreq:.4g} s")
 
 
 def _line_fact(audit: TableAudit) -> str:
@@ -232,7 +233,7 @@ def amplitude_figure(audit: TableAudit, width: float) -> Figure:
         axes.set_xticks(range(len(sessions)), names, rotation=60, ha="right", fontsize=7)
     else:
         axes.set_xticks([])
-        axes.set_xlabel(f"{len(sessions):,} sessions, ordered by condition and amplitude")
+        axes.set_xlabel(f"{plural(len(sessions), 'session')}, ordered by condition and amplitude")
     _legend(axes)
     return figure
 

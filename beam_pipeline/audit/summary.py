@@ -21,7 +21,7 @@ from beam_pipeline.audit.timing import (
     line_noise,
     sharp_peaks,
 )
-from beam_pipeline.traces import Reason
+from beam_pipeline.rejects import Reason
 
 MAX_GAPS = 5
 

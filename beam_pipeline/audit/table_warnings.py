@@ -9,6 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from beam_pipeline.audit.summary import TableAudit
+from beam_pipeline.plurals import plural
 from beam_pipeline.spectrogram import SpectrogramOptions
 
 MAX_NAMED = 5
@@ -69,11 +70,6 @@ def table_warnings(audit: TableAudit, animal_column: str | None = None) -> Itera
     yield from _rejects(audit)
 
 
-def _plural(n: int, noun: str, one: str = "", many: str = "") -> str:
-    """Return ``1 session has`` or ``2 sessions have``."""
-    return f"{n:,} {noun} {one}".rstrip() if n == 1 else f"{n:,} {noun}s {many}".rstrip()
-
-
 def _names(names: Sequence[str]) -> str:
     more = len(names) - MAX_NAMED
     return ", ".join(names[:MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
@@ -92,7 +88,7 @@ def _labels(audit: TableAudit) -> Iterator[AuditWarning]:
             yield AuditWarning(
                 f"session_two_{label}s",
                 Severity.PROBLEM,
-                f"{_plural(len(names), 'session', 'has', 'have')} more than one {label}",
+                f"{plural(len(names), 'session', 'has', 'have')} more than one {label}",
                 f"{_names(names)}. Preprocessing rejects all trials of such a session.",
                 f"Give each session one {label}, or split it into two sessions.",
             )
@@ -101,7 +97,7 @@ def _labels(audit: TableAudit) -> Iterator[AuditWarning]:
         yield AuditWarning(
             "session_without_condition",
             Severity.WARNING,
-            f"{_plural(len(unlabelled), 'session', 'has', 'have')} no condition",
+            f"{plural(len(unlabelled), 'session', 'has', 'have')} no condition",
             f"{_names(unlabelled)}. Preprocessing rejects rows without a condition.",
             "Fill the condition column in, or leave these sessions out on purpose.",
         )
@@ -130,7 +126,7 @@ def _subjects(audit: TableAudit, animal_column: str | None) -> Iterator[AuditWar
         yield AuditWarning(
             "subject_several_conditions",
             Severity.WARNING,
-            f"{_plural(len(several), 'subject', 'is', 'are')} in several conditions",
+            f"{plural(len(several), 'subject', 'is', 'are')} in several conditions",
             f"{_names(several)}. A genotype belongs to the animal and cannot change; a treatment "
             "or an electrode can.",
             "Check the labels if the condition is a genotype.",
@@ -140,7 +136,7 @@ def _subjects(audit: TableAudit, animal_column: str | None) -> Iterator[AuditWar
         yield AuditWarning(
             "session_without_subject",
             Severity.WARNING,
-            f"{_plural(len(missing), 'session', 'names', 'name')} no subject",
+            f"{plural(len(missing), 'session', 'names', 'name')} no subject",
             f"{_names(missing)}. They cannot be kept out of the other splits of their animal.",
             "Fill the subject column in.",
         )
@@ -166,8 +162,8 @@ def _class_balance(audit: TableAudit) -> Iterator[AuditWarning]:
             "unbalanced",
             Severity.WARNING if ratio >= SEVERE_CLASS_RATIO else Severity.NOTE,
             f"The conditions are unbalanced {ratio:.1f} : 1",
-            f"{counts[large]:,} trials of {large}, {counts[small]:,} of {small}. Always saying "
-            f"{large} is right in {chance:.0%} of the trials.",
+            f"{plural(counts[large], 'trial')} of {large}, {counts[small]:,} of {small}. Always "
+            f"saying {large} is right in {chance:.0%} of the trials.",
             "Judge by balanced accuracy and AUC, and weight the classes in training.",
         )
 
@@ -185,7 +181,7 @@ def _gain(audit: TableAudit) -> Iterator[AuditWarning]:
         middle = float(np.median([level for level, _ in levels]))
         far = sum(max(level / middle, middle / level) > GAIN_RATIO for level, _ in levels)
         outlying = (
-            f" {_plural(far, 'session', 'is', 'are')} more than 10-fold away from the middle one."
+            f" {plural(far, 'session', 'is', 'are')} more than 10-fold away from the middle one."
             if far
             else ""
         )
@@ -216,7 +212,7 @@ def _gain_shortcut(audit: TableAudit) -> Iterator[AuditWarning]:
         doubt = (
             ""
             if clear
-            else f" With {gain.n_sessions[0]} and {gain.n_sessions[1]} sessions this can be chance."
+            else f" With {' and '.join(map(str, gain.n_sessions))} sessions this can be chance."
         )
         yield AuditWarning(
             "gain_shortcut",
@@ -246,7 +242,7 @@ def _power_floor(audit: TableAudit) -> Iterator[AuditWarning]:
     yield AuditWarning(
         "power_floor",
         Severity.PROBLEM if most else Severity.WARNING,
-        f"The power of {_plural(len(low), 'session')} drowns in the floor of {floor:g}",
+        f"The power of {plural(len(low), 'session')} drowns in the floor of {floor:g}",
         f"{_names(low)}: the median power spectral density is below --log_floor, which is added "
         f"before the logarithm, so that most of the spectrogram would be constant. The median "
         f"over all sessions is {middle:.2g}.",
@@ -268,7 +264,7 @@ def _trial_numbers(audit: TableAudit) -> Iterator[AuditWarning]:
             "trial_num_counts_repeats",
             Severity.PROBLEM,
             "trial_num seems to count repeats of each stimulus",
-            f"In {_plural(len(repeating), 'session')} ({_names(repeating)}) the same trial_num "
+            f"In {plural(len(repeating), 'session')} ({_names(repeating)}) the same trial_num "
             "occurs with several stimuli. It must order the trials of the session, and "
             "preprocessing rejects rows that share one.",
             "Number the trials of each session in the order of recording.",
@@ -278,7 +274,7 @@ def _trial_numbers(audit: TableAudit) -> Iterator[AuditWarning]:
         yield AuditWarning(
             "duplicate_trials",
             Severity.WARNING,
-            f"{_plural(n_rows, 'row', 'repeats', 'repeat')} a trial_num of the same session",
+            f"{plural(n_rows, 'row', 'repeats', 'repeat')} a trial_num of the same session",
             f"In {_names([s.session for s in duplicated])}. Of equal rows one is kept, of "
             "differing rows none.",
             "Find out why rows were delivered twice.",
@@ -290,8 +286,8 @@ def _trial_numbers(audit: TableAudit) -> Iterator[AuditWarning]:
         yield AuditWarning(
             "missing_trials",
             Severity.WARNING if n_missing > 0.05 * expected else Severity.NOTE,
-            f"{_plural(n_missing, 'trial number', 'is', 'are')} missing",
-            f"{_plural(len(gaps), 'session', 'has', 'have')} gaps in trial_num: "
+            f"{plural(n_missing, 'trial number', 'is', 'are')} missing",
+            f"{plural(len(gaps), 'session', 'has', 'have')} gaps in trial_num: "
             f"{_names([s.session for s in gaps])}. Sequences of trials are cut at long gaps.",
             "Check whether the trials were left out on purpose.",
         )
@@ -309,7 +305,7 @@ def _trace_lengths(audit: TableAudit) -> Iterator[AuditWarning]:
         yield AuditWarning(
             "trace_lengths",
             Severity.WARNING if others > SEVERE_REJECT_FRACTION * audit.accepted else Severity.NOTE,
-            f"{_plural(others, 'trace', 'has', 'have')} another length",
+            f"{plural(others, 'trace', 'has', 'have')} another length",
             f"Most traces have {common:,} samples; the others have {span}. The means on "
             "this page are over the most common length and timing.",
             "Rows too short for the window are rejected as too_short.",
@@ -334,7 +330,7 @@ def _rejects(audit: TableAudit) -> Iterator[AuditWarning]:
         yield AuditWarning(
             "rejects",
             Severity.WARNING if fraction > SEVERE_REJECT_FRACTION else Severity.NOTE,
-            f"{_plural(n_rows, 'row')} ({fraction:.2%}) would be rejected",
+            f"{plural(n_rows, 'row')} ({fraction:.2%}) would be rejected",
             f"{listed}. Rows too short for the window come on top.",
             "Preprocessing lists each of them in rejects/; it fails above --max_reject_fraction "
             "(default 0.05).",

@@ -14,7 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy import signal
 
-from beam_pipeline.traces import Reason, ScreeningOptions, TrialBatch, decode_traces, screen
+from beam_pipeline.rejects import Reason
+from beam_pipeline.screening import ScreeningOptions, TrialBatch, screen
+from beam_pipeline.trace_column import decode_traces
 
 #: Traces of other lengths are counted, but not averaged: their sums would grow with the table.
 MAX_TIMINGS = 8

@@ -16,6 +16,7 @@ from beam_pipeline.audit.timing import (
     is_plausible,
     rates_for_latency,
 )
+from beam_pipeline.plurals import plural
 
 
 def timing_warnings(audit: TableAudit, sfreq_in_table: bool) -> Iterator[AuditWarning]:
@@ -132,7 +133,7 @@ def _latency_agrees(audit: TableAudit, fits: Sequence[RateFit]) -> str:
         return ""
     rate = agreeing[0].sfreq
     return (
-        f" The evoked response agrees: {samples:,} samples after the onset are "
+        f" The evoked response agrees: {plural(samples, 'sample', 'is', 'are')} after the onset: "
         f"{1000 * samples / rate:.0f} ms at {rate:,.9g} Hz, where a response of auditory cortex "
         "is expected."
     )
@@ -185,7 +186,7 @@ def _onset(audit: TableAudit) -> Iterator[AuditWarning]:
             "onset",
             Severity.WARNING,
             "The onset may be wrong: the response comes before it",
-            f"The mean response peaks at sample {evoked.sample:,}, {-samples:,} samples "
+            f"The mean response peaks at sample {evoked.sample:,}, {plural(-samples, 'sample')} "
             f"({-1000 * samples / sfreq:.4g} ms) before the onset at sample {onset:,}, and nothing "
             "as large comes after it.",
             "Check --onset: it is in seconds from the start of the trace. Nothing to do if another "
@@ -202,9 +203,8 @@ def _unknown_onset(audit: TableAudit) -> AuditWarning:
     outside = timing.sfreq is not None and timing.onset is not None
     text = "Neither the table nor --onset says when the stimulus came."
     if outside:
-        text = (
-            f"The onset, {timing.onset:g} s, is outside the trace of {timing.n_samples:,} samples."
-        )
+        samples = plural(timing.n_samples, "sample")
+        text = f"The onset, {timing.onset:g} s, is outside the trace of {samples}."
     elif timing.onset is not None:
         text = "The onset is given in seconds, which needs a sampling rate to be placed."
     if evoked.is_clear:
@@ -229,7 +229,7 @@ def _unusual_latency(audit: TableAudit, samples: int, sfreq: float) -> AuditWarn
         f"{rate:,.9g}" for rate in (1e3, 2e3, 5e3, 1e4, 2e4, 2.5e4, 3e4) if low <= rate <= high
     ]
     text = (
-        f"The mean response first peaks {samples:,} samples after the onset, "
+        f"The mean response first peaks {plural(samples, 'sample')} after the onset, "
         f"{1000 * samples / sfreq:.4g} ms at {sfreq:,.9g} Hz. In auditory cortex {early} to "
         f"{late} ms are expected"
     )

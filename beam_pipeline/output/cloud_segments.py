@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_pipeline.output.segments import Pointers
+from beam_pipeline.screening import Segments
 from beam_pipeline.storage.cloud_path import CloudPath
 from beam_pipeline.storage.gcs_client import in_parallel
 from beam_pipeline.storage.places import whole_file
-from beam_pipeline.traces import Segments
 
 CRC_BYTES = 4
 #: Bytes that nobody asked for are fetched where a further request would take longer.

@@ -26,6 +26,7 @@ from beam_pipeline.moments import UNIT
 from beam_pipeline.options import DatasetOptions
 from beam_pipeline.output.installation import CONTENTS
 from beam_pipeline.output.work_folder import WorkFolder
+from beam_pipeline.plurals import plural
 from beam_pipeline.sessions_table import read_summaries
 from beam_pipeline.shards import ShardInfo, shards_of, wids_index
 from beam_pipeline.sources import TraceSource
@@ -136,8 +137,8 @@ def check_complete(manifest: Manifest) -> None:
         expected = sum(split.trials_per_class.values())
         if split.trials != expected:
             raise IncompleteDatasetError(
-                f"the shards of {name} hold {split.trials:,} of {expected:,} trials: the runner "
-                "lost some; run again"
+                f"the shards of {name} hold {split.trials:,} of {plural(expected, 'trial')}: the "
+                "runner lost some; run again"
             )
     used = sum(split.trials for split in manifest.splits.values())
     rejected = sum(manifest.rejects.values())

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.traces import Segments
+from beam_pipeline.screening import Segments
 
 
 @dataclass(frozen=True)

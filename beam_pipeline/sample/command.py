@@ -19,6 +19,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from beam_pipeline import console
+from beam_pipeline.plurals import plural
 from beam_pipeline.sample.model import BAYES_N_TRIALS, LATENT_SCALE, bayes_accuracy
 from beam_pipeline.sample.options import SampleOptions
 from beam_pipeline.sample.tables import LATENT_SCHEMA, session_tables
@@ -289,7 +290,7 @@ def run(args: argparse.Namespace) -> int:
     ceilings = ", ".join(f"{n}: {value:.3f}" for n, value in truth["bayes_accuracy"].items())
     state = "wrote" if written else "already complete, left as it is:"
     print(
-        f"{state} {truth['rows']:,} rows of {options.sessions} sessions in {args.output} "
+        f"{state} {plural(truth['rows'], 'row')} of {options.sessions} sessions in {args.output} "
         f"({len(truth['bad_rows'])} bad)\n"
         f"best possible accuracy by number of trials: {ceilings}"
     )

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from beam_pipeline.sources.near_names import animal_column, nearest_column
-from beam_pipeline.traces import is_trace_type
+from beam_pipeline.trace_column import is_trace_type
 
 REQUIRED_COLUMNS = ("session", "condition", "trial_num", "trace")
 OPTIONAL_COLUMNS = ("subject", "sfreq", "onset", "frequency", "amplitude")

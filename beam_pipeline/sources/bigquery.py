@@ -31,7 +31,7 @@ from beam_pipeline.sources.bigquery_streams import (
     read_stream,
 )
 from beam_pipeline.sources.resuming import Patience, read_resuming, rebatch
-from beam_pipeline.traces import fits_float32
+from beam_pipeline.trace_column import fits_float32
 
 #: Rows that a stream should have: an even load, and each stream worth opening.
 STREAM_ROWS = 1024

@@ -19,7 +19,7 @@ from beam_pipeline.sources import (
 )
 from beam_pipeline.sources.parquet_files import TableFile, find_files
 from beam_pipeline.storage.gcs_client import in_parallel
-from beam_pipeline.traces import fits_float32
+from beam_pipeline.trace_column import fits_float32
 
 MAX_PIECES_OF_ROW_GROUP = 4
 

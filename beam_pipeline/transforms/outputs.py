@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from beam_pipeline.traces import Reject
+from beam_pipeline.rejects import Reject
 
 REJECTS, FINGERPRINTS, SESSION_COUNTS = "rejects", "fingerprints", "session_counts"
 SUMMARIES, PICTURES = "summaries", "pictures"

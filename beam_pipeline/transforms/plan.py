@@ -12,9 +12,9 @@ from apache_beam.pvalue import AsList
 from beam_pipeline.layout import Layout, LayoutError, decide_splits, plan_layout
 from beam_pipeline.options import DatasetOptions
 from beam_pipeline.output.work_folder import WorkFolder
+from beam_pipeline.rejects import Reason
 from beam_pipeline.splits import SessionCount, SplitError
 from beam_pipeline.survey import SessionSummary, merge_summaries
-from beam_pipeline.traces import Reason
 
 
 @dataclass

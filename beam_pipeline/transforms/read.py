@@ -14,6 +14,7 @@ from beam_pipeline.counters import PHASE_COUNTERS, count
 from beam_pipeline.options import DatasetOptions
 from beam_pipeline.output.work_folder import AnySegmentStore, WorkFolder
 from beam_pipeline.progress import WorkCount
+from beam_pipeline.screening import ScreeningOptions, screen
 from beam_pipeline.sessions import (
     Copy,
     Fingerprints,
@@ -27,7 +28,6 @@ from beam_pipeline.sessions import (
 )
 from beam_pipeline.sources import TraceSource
 from beam_pipeline.splits import SessionCount
-from beam_pipeline.traces import ScreeningOptions, screen
 from beam_pipeline.transforms.outputs import (
     FINGERPRINTS,
     REJECTS,

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from beam_pipeline.blocks import block_key
 from beam_pipeline.half import FLOAT16_MAX
 from beam_pipeline.moments import exact_sum
+from beam_pipeline.plurals import plural
+from beam_pipeline.screening import DIGEST_BYTES, digests
 from beam_pipeline.shards import MEMBERS
-from beam_pipeline.traces import DIGEST_BYTES, digests
 
 #: npy headers of up to three axes are 128 bytes long; twice that leaves room for other writers.
 NPY_HEADER_BYTES = 256
@@ -277,8 +278,8 @@ def _check_finite(where: str, values: NDArray[Any]) -> Iterator[Problem]:
     bad = ~np.isfinite(values)
     if bad.any():
         first = tuple(int(index) for index in np.argwhere(bad)[0])
-        n_bad = np.count_nonzero(bad)
-        yield Problem("finite", where, f"{n_bad:,} values are not finite, the first at {first}")
+        found = plural(int(np.count_nonzero(bad)), "value", "is", "are")
+        yield Problem("finite", where, f"{found} not finite, the first at {first}")
 
 
 def _block_report(

@@ -20,6 +20,7 @@ from beam_pipeline import console
 from beam_pipeline.cpus import n_cpus
 from beam_pipeline.errors import UsageError
 from beam_pipeline.manifest import MANIFEST, SESSIONS, Manifest, ManifestError, read_manifest
+from beam_pipeline.plurals import plural
 from beam_pipeline.sessions_table import read_summaries
 from beam_pipeline.storage.locations import locate
 from beam_pipeline.storage.places import AnyPath, file_sizes
@@ -249,13 +250,14 @@ def run(args: argparse.Namespace) -> int:
     ):
         result = verify(folder, args.workers, lambda n: done.update(verify=n))
     if result.problems:
-        count = _plural(len(result.problems))
+        count = plural(len(result.problems), "problem")
         _print_problems(f"{count} in {folder}", result.problems)
         raise DamagedDatasetError(f"{folder} is damaged: {count}")
     print(
-        f"{folder} is sound: {result.n_trials:,} trials of {result.n_sessions:,} sessions; "
-        f"{result.n_files:,} files, {console.format_bytes(result.n_bytes)} reread and "
-        f"{len(CHECKS)} checks passed in {time.monotonic() - started:.1f} s"
+        f"{folder} is sound: {plural(result.n_trials, 'trial')} of "
+        f"{plural(result.n_sessions, 'session')}; {plural(result.n_files, 'file')}, "
+        f"{console.format_bytes(result.n_bytes)} reread and {len(CHECKS)} checks passed in "
+        f"{time.monotonic() - started:.1f} s"
     )
     return 0
 
@@ -266,10 +268,6 @@ def _stated_trials(folder: AnyPath) -> int:
     except (ManifestError, OSError, TypeError):
         # `verify` says what is wrong.
         return 0
-
-
-def _plural(n_problems: int) -> str:
-    return "1 problem" if n_problems == 1 else f"{n_problems:,} problems"
 
 
 def _print_problems(title: str, problems: Sequence[Problem]) -> None:

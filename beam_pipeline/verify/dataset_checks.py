@@ -15,12 +15,13 @@ from beam_pipeline.blocks import shard_path
 from beam_pipeline.card import PICTURE
 from beam_pipeline.manifest import MANIFEST, RUN, SESSIONS, STATS, Manifest, file_digest
 from beam_pipeline.options import options_fingerprint
+from beam_pipeline.plurals import plural
+from beam_pipeline.rejects import Reason, Reject
 from beam_pipeline.shards import ShardInfo, wids_index
 from beam_pipeline.spectrogram import Spectrogram, SpectrogramOptions
 from beam_pipeline.splits import SPLITS
 from beam_pipeline.storage.places import AnyPath, file_sizes
 from beam_pipeline.survey import CONTENT_MODULUS, SessionSummary
-from beam_pipeline.traces import Reason, Reject
 from beam_pipeline.verify.block_report import BlockReport, Problem
 from beam_pipeline.verify.shard_report import ShardReport
 
@@ -200,7 +201,7 @@ def _compare_index(name: str, found: Any, expected: Mapping[str, Any]) -> Iterat
         yield Problem("index", name, f"it is no index with {head}")
         return
     if len(entries) != len(expected["shardlist"]):
-        detail = f"{len(entries)} shards; expected {len(expected['shardlist'])}"
+        detail = f"{plural(len(entries), 'shard')}; expected {len(expected['shardlist'])}"
         yield Problem("index", name, detail)
         return
     for entry, shard in zip(entries, expected["shardlist"], strict=True):
@@ -224,7 +225,8 @@ def check_source(dataset: Dataset) -> Iterator[Problem]:
     used = sum(described.trials for described in manifest.splits.values())
     rejected = sum(manifest.rejects.values())
     if source["rows"] != used + rejected:
-        detail = f"{source['rows']:,} rows are not {used:,} used and {rejected:,} rejected"
+        rows = plural(source["rows"], "row", "is", "are")
+        detail = f"{rows} not {used:,} used and {rejected:,} rejected"
         yield Problem("rows", MANIFEST, detail)
     if source["kind"] == "parquet" and dataset.rows:
         content = sum(summary.content for summary in dataset.summaries) % CONTENT_MODULUS
@@ -253,7 +255,7 @@ def check_rejects(dataset: Dataset) -> Iterator[Problem]:
                 else:
                     per_session[reject["session"]] += 1
         if n_lines != count:
-            yield Problem("rejects", name, f"{n_lines:,} lines, {MANIFEST} says {count:,}")
+            yield Problem("rejects", name, f"{plural(n_lines, 'line')}, {MANIFEST} says {count:,}")
     if not dataset.sound >= set(names):
         return
     for row in dataset.rows:

@@ -9,8 +9,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from beam_pipeline.plurals import plural
+from beam_pipeline.screening import DIGEST_BYTES
 from beam_pipeline.splits import SPLITS
-from beam_pipeline.traces import DIGEST_BYTES
 from beam_pipeline.verify.block_report import BlockReport, Problem
 from beam_pipeline.verify.dataset_checks import Dataset, some
 
@@ -45,7 +46,8 @@ def check_leakage(dataset: Dataset) -> Iterator[Problem]:
         for a, b in combinations(sorted(splits), 2):
             shared = trials[session, a] & trials[session, b]
             if shared:
-                detail = f"{len(shared)} trials in {a} and {b}: {some(map(str, sorted(shared)))}"
+                found = f"{plural(len(shared), 'trial')} in {a} and {b}"
+                detail = f"{found}: {some(map(str, sorted(shared)))}"
                 yield Problem("leakage", f"session {session}", detail)
 
 

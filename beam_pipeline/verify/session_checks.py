@@ -10,6 +10,7 @@ from typing import Any
 from beam_pipeline.blocks import block_key, key_hash, shard_index, shard_starts
 from beam_pipeline.manifest import MANIFEST, SESSIONS, split_manifests
 from beam_pipeline.moments import UNIT
+from beam_pipeline.plurals import plural
 from beam_pipeline.shards import ShardInfo
 from beam_pipeline.splits import SPLITS
 from beam_pipeline.survey import SessionSummary
@@ -27,12 +28,12 @@ def check_shard(report: ShardReport, entry: Mapping[str, Any]) -> Iterator[Probl
         detail = f"sha256 {report.sha256[:12]}..., {MANIFEST} says {entry['sha256'][:12]}..."
         yield Problem("checksum", report.path, detail)
     if len(report.keys) != entry["samples"]:
-        detail = f"{len(report.keys):,} samples, {MANIFEST} says {entry['samples']:,}"
+        detail = f"{plural(len(report.keys), 'sample')}, {MANIFEST} says {entry['samples']:,}"
         yield Problem("samples", report.path, detail)
     n_trials = sum(len(block.trial_num) for block in report.blocks)
     # Samples that are missing or cannot be decoded are named already.
     if len(report.blocks) == len(report.keys) == entry["samples"] and n_trials != entry["trials"]:
-        detail = f"{n_trials:,} trials, {MANIFEST} says {entry['trials']:,}"
+        detail = f"{plural(n_trials, 'trial')}, {MANIFEST} says {entry['trials']:,}"
         yield Problem("trials", report.path, detail)
 
 
@@ -93,7 +94,7 @@ def check_session_rows(dataset: Dataset) -> Iterator[Problem]:
             yield Problem("sessions", where, f"{detail}: one is unknown")
         moments = summary.moments
         if not (row["trials_kept"] == summary.n_trials > 0):
-            detail = f"{row['trials_kept']} trials kept, {summary.n_trials} in its blocks"
+            detail = f"{plural(row['trials_kept'], 'trial')} kept, {summary.n_trials} in its blocks"
             yield Problem("sessions", where, detail)
             continue
         if moments.count != summary.n_trials * n_times or not (

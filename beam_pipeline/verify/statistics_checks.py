@@ -14,6 +14,7 @@ from beam_pipeline.layout import LayoutError, train_normalization
 from beam_pipeline.manifest import MANIFEST, SESSIONS, STATS
 from beam_pipeline.moments import UNIT
 from beam_pipeline.output.dataset_folder import normalization_stats
+from beam_pipeline.plurals import plural
 from beam_pipeline.survey import SessionSummary
 from beam_pipeline.verify.block_report import BlockReport, Problem
 from beam_pipeline.verify.dataset_checks import Dataset, read_json, some
@@ -147,7 +148,8 @@ def check_moments(dataset: Dataset) -> Iterator[Problem]:
     clipped = manifest.values_clipped
     n_at_limit = sum(int(block.n_at_limit.sum()) for _, block in dataset.blocks())
     if n_at_limit < clipped:
-        detail = f"values_clipped {clipped:,}, but {n_at_limit:,} values are at the limit"
+        values = plural(n_at_limit, "value", "is", "are")
+        detail = f"values_clipped {clipped:,}, but {values} at the limit"
         yield Problem("counts", MANIFEST, detail)
     blocks = blocks_of_sessions(dataset)
     for summary, row in zip(dataset.summaries, dataset.rows, strict=True):

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from beam_pipeline.plurals import plural
+
 DONE, FAILED, CANCELLED = "done", "failed", "cancelled"
 #: States in which a job stays.
 TERMINAL = frozenset({DONE, FAILED, CANCELLED, "updated", "drained"})
@@ -81,9 +83,9 @@ def status_line(state: str, metrics: Metrics) -> str:
     parts = [state]
     if metrics.vcpus:
         parts.append(f"{metrics.vcpus:g} vCPUs at work")
-    parts.append(f"{counters.get('rows_read', 0):,} rows")
-    parts.append(f"{metrics.rejects():,} rejects")
-    parts.append(f"{counters.get('shards', 0):,} shards")
+    parts.append(plural(counters.get("rows_read", 0), "row"))
+    parts.append(plural(metrics.rejects(), "reject"))
+    parts.append(plural(counters.get("shards", 0), "shard"))
     parts.append(f"{metrics.usage()['vcpu_hours']:.2f} vCPU hours")
     return f"Dataflow: {', '.join(parts)}"
 

@@ -11,16 +11,9 @@ import pytest
 from hypothesis import given, settings
 from scipy import signal
 
-from beam_pipeline.traces import (
-    Reason,
-    ScreeningOptions,
-    decode_traces,
-    digests,
-    fits_float32,
-    is_trace_type,
-    resampling_ratio,
-    screen,
-)
+from beam_pipeline.rejects import Reason
+from beam_pipeline.screening import ScreeningOptions, digests, resampling_ratio, screen
+from beam_pipeline.trace_column import decode_traces, fits_float32, is_trace_type
 
 SFREQ, ONSET = 100.0, 0.5
 OPTIONS = ScreeningOptions(
