@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
@@ -98,3 +99,15 @@ def test_reliability_against_scikit_learn():
     # Two classes: the predicted one never has less than one half.
     assert np.isnan(curve.accuracy[: N_BINS // 2]).all()
     assert np.isnan(curve.low[: N_BINS // 2]).all()
+
+
+def test_one_answer_for_all_has_no_sure_reliability():
+    """Each resample by class holds as many right answers, but eight animals are only eight."""
+    label = np.repeat([0, 1], 40)
+    group = np.repeat(np.arange(8), 10)
+    weights = bootstrap_weights(np.repeat([0, 1], 4), 200, 0)
+    curve = reliability_curve(np.tile([0.4, 0.6], (80, 1)), label, group, weights)
+    exact = binomtest(4, 8).proportion_ci(0.95, method="exact")
+    used = curve.count > 0
+    np.testing.assert_allclose(curve.low[used], exact.low)
+    np.testing.assert_allclose(curve.high[used], exact.high)

@@ -169,6 +169,16 @@ def test_a_model_that_always_says_one_class_has_no_sure_numbers():
         assert entries["log_loss"]["low"] is None
 
 
+def test_sessions_of_other_lengths_do_not_make_one_answer_for_all_sure():
+    """Resamples then differ in how many trials a class has, but not in what is answered."""
+    study = make_study()
+    uneven = study.take(np.array([row for row in range(len(study)) if row % 40 < 20 + row // 40]))
+    content = evaluate(replace(uneven, logits=np.tile([0.0, 2.0], (len(uneven), 1))))
+    for metric in ("accuracy", "f1"):
+        animals, sequences = content["subject"][metric], content["sequence"][metric]
+        assert sequences["low"] <= animals["low"] < animals["high"] <= sequences["high"], metric
+
+
 def test_accuracy_of_independent_sessions_has_the_exact_interval():
     label = np.array([0] * 23 + [1] * 9)
     answers = label.copy()
@@ -234,7 +244,8 @@ def test_some_sessions_without_a_subject_are_groups_of_their_own():
     content = evaluate(replace(study, subject=subject))
     assert content["groups"]["n"] == 9
     assert "subject" not in content
-    assert "no subject level: some sessions name no subject" in content["notes"]
+    note = "no subject level: some sessions name no subject, and each of them counts as one"
+    assert note in content["notes"]
 
 
 @pytest.mark.parametrize(
@@ -294,8 +305,19 @@ def test_a_paired_difference_is_sharper_than_two_intervals():
     assert opposite["high"] == pytest.approx(-entry["low"], rel=1e-9)
 
 
+def test_no_difference_of_shares_lies_beyond_one():
+    study = make_study(n_subjects=4, effect=2.0)
+    found = paired_difference(study, replace(study, logits=-study.logits), CONFIG, 0)
+    for level in ("sequence", "session", "subject"):
+        for metric in ("accuracy", "balanced_accuracy", "auc", "f1", "ece"):
+            entry = found[level][metric]
+            bounds = [entry["low"], entry["high"]]
+            assert bounds == [None, None] or -1 <= bounds[0] <= entry["value"] <= bounds[1] <= 1
+    assert found["sequence"]["auc"]["high"] == 1.0
+
+
 def test_sequences_of_one_side_only_are_left_out_and_counted():
     study = make_study()
     found = paired_difference(study, study.take(np.arange(20, 320)), CONFIG, 0)
     assert found["sequence"]["n"] == 300
-    assert "20 sequences that only one of the two holds are left out" in found["notes"]
+    assert "20 sequences are left out, which only one of the two holds" in found["notes"]

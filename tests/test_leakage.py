@@ -209,7 +209,7 @@ def test_the_same_baseline_in_two_splits(tmp_path: Path) -> None:
         return dataclasses.replace(sample, baseline=baseline)
 
     path = datasets.write_dataset(tmp_path, SPLITS, plant, shape=(8, 3))
-    assert "1 trials of train and val have the same baseline" in refusal(path)
+    assert "train and val have the same baseline in 1 trial, such as" in refusal(path)
 
 
 def test_trials_of_one_value_are_no_copies_of_each_other(tmp_path: Path) -> None:

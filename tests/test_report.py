@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,7 @@ def test_every_baseline_is_beaten_only_if_the_weaker_ones_are_too():
 def test_few_animals_or_a_chance_result_carry_no_claim():
     few = content_of(1.0, 0.4, 1.0, n=4, p_value=1 / 6, smallest=1 / 6)
     baselines = {"pca": content_of(0.2, 0.0, 0.3)}
+    ahead = {"pca": Score(0.3, 0.1, 0.5)}
     found = judge(few, baselines, {})
     assert found[0].tone is not Tone.GOOD
     assert "Too few subjects for any claim" in titles(found)
@@ -228,8 +230,14 @@ def test_few_animals_or_a_chance_result_carry_no_claim():
     found = judge(content_of(*GOOD), baselines, {})
     assert found[0].tone is Tone.GOOD
     assert not {"Too few subjects for any claim"} & set(titles(found))
+    # Baselines may lie below 0.5 by chance, or because folds stand in one order.
+    lucky = judge(content_of(0.6, 0.4, 0.8), {"pca": content_of(0.3, 0.2, 0.4)}, ahead)
+    assert lucky[0].tone is Tone.WARNING
+    assert "not shown to be better than chance" in lucky[0].title
     p_only = judge(content_of(0.7, 0.55, 0.8, p_value=0.2), {}, {})
     assert "The ViT is not shown to be better than chance" in titles(p_only)
+    below = judge(content_of(0.2, 0.1, 0.4, p_value=1.0), {}, {})
+    assert "its interval lies below 0.5" in next(f.text for f in below if "chance" in f.title)
 
 
 def test_gain_that_tells_the_class_is_a_warning_and_the_baseline_spectrum_a_note():
@@ -271,8 +279,10 @@ def test_the_worst_comes_first_after_the_headline():
 )
 def test_more_trials_help_only_beyond_averaging(difference, tone, title):
     scores = Score(*GOOD), Score(0.8, 0.7, 0.9)
-    found = more_trials_finding(8, *scores, difference, "subject", "e3")
+    found = more_trials_finding(8, *scores, difference, "subject", "e3", hopeless=False)
     assert (found.tone, title in found.title) == (tone, True)
+    few = more_trials_finding(8, *scores, difference, "subject", "e3", hopeless=True)
+    assert few.tone is not Tone.GOOD
 
 
 # --- Numbers ----------------------------------------------------------------------------------
@@ -334,6 +344,15 @@ def test_one_trial_predictions_are_averaged_over_the_same_trials(full):
     assert "beyond averaging" in page.text
 
 
+def test_a_one_trial_run_that_was_trained_otherwise_is_pointed_out(tmp_path, full):
+    longer = evaluate(start_run(tmp_path / "e2"), predict(1.0, 4, 1))
+    single = evaluate(start_run(tmp_path / "e1", n_trials=1), predict(0.5, 1, 2))
+    config = (single / "config.yaml").read_text()
+    (single / "config.yaml").write_text(config.replace("epochs: 20", "epochs: 3"))
+    assert "not trained alike (--train.epochs 3 and 20)" in make_report(single, longer).text
+    assert "not trained alike" not in full[2].text
+
+
 def test_every_session_is_listed_with_what_it_is_taken_for(full):
     _, _, page = full
     predictions = predict(1.0, 4, 1)
@@ -355,6 +374,17 @@ def test_confusion_matrices_count_units(full):
     rows = page.table("sequences")
     shown = [[int(rows[t][p].split()[0]) for p in CLASSES] for t in CLASSES]
     assert shown == expected.tolist()
+
+
+def test_the_page_says_what_its_intervals_and_p_values_are(tmp_path):
+    named = predict(1.0, 4, seed=1, n_subjects=3)
+    run = evaluate(start_run(tmp_path / "run"), replace(named, subject=(None,) * len(named)))
+    text = re.sub(r"\s+", " ", make_report(run).text)
+    assert "with 95 % intervals over sessions" in text
+    assert (
+        "p: one-sided, of the AUC, from permuting the labels of sessions (15 arrangements, all "
+        "there are, so that none can be below 0.067)"
+    ) in text
 
 
 def test_origin_config_and_probe_are_shown(full):
@@ -553,7 +583,11 @@ def test_sequences_are_bounded_wherever_trials_are_missing(tmp_path, n_trials, s
     sessions = [datasets.Recording(f"s{name}", None, name, blocks) for name in CLASSES]
     dataset = datasets.write_dataset(tmp_path / "d", {"train": sessions})
     run = start_run(tmp_path / "run", n_trials=n_trials, stride=5, data=str(dataset))
-    assert make_report(run).table("Split")["train"]["sequences"] == shown
+    page = make_report(run)
+    assert page.table("Split")["train"]["sequences"] == shown
+    assert "where no trial is missing" in page.text
+    # Nothing is no bound.
+    assert page.table("Split")["val"]["sequences"] == "0"
 
 
 def test_a_class_that_the_test_split_lacks_is_said_and_breaks_nothing(tmp_path):

@@ -68,6 +68,9 @@ def test_help_and_complaints_do_not_wait_for_pytorch():
     [
         (["trian"], 2, "did you mean train?"),
         (["train", "--model.sise", "tiny"], 2, "did you mean --model.size?"),
+        (["train", "--optim.learning_rate", "1"], 2, "did you mean --optim.lr?"),
+        (["train", "--train.lr", "1"], 2, "did you mean --optim.lr?"),
+        (["train", "--dropout", "0.1"], 2, "did you mean --model.drop_rate?"),
         (["train", "--vertex"], 2, "--project is missing"),
         (["train", "--data", "{tmp}/none", "--output", "{tmp}/run"], 1, "has no dataset.json"),
         (["train", "--data", "nofs://x", "--output", "{tmp}/run"], 1, "nofs"),
@@ -184,6 +187,21 @@ def test_a_dataset_given_as_a_file_url_is_found_again_by_evaluate(dataset, tmp_p
     assert (status, lines) == (0, [])
 
 
+def test_a_run_ends_with_the_commands_that_lead_to_its_page(dataset, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(flags(dataset, run, train__epochs=1)) == 0
+
+    following = capsys.readouterr().out.partition("\nNext:\n")[2].splitlines()
+
+    words = [line.split() for line in following]
+    assert [line[:4] for line in words] == [
+        ["python", "-m", "trainer", name] for name in ("baselines", "attention", "report")
+    ]
+    for line in words:
+        assert main(line[3:]) == 0
+    assert "There are no baselines" not in (run / "report.html").read_text()
+
+
 @pytest.mark.parametrize("split", ["val", "test", "train"])
 def test_evaluate_writes_and_says_what_it_found(dataset, tmp_path, capsys, split):
     run = tmp_path / "run"
@@ -197,6 +215,9 @@ def test_evaluate_writes_and_says_what_it_found(dataset, tmp_path, capsys, split
     content = json.loads((run / f"metrics/{split}.json").read_text())
     assert f"{split}, best epoch 1" in out
     assert f"sequence (n={content['sequence']['n']:,})" in out
+    unit, n = content["groups"]["unit"], content["groups"]["n"]
+    assert f"95 % intervals over {n} {unit}s and one-sided p-values of the AUC:" in out
+    assert ("flatter" in out) == (split != "test")
     assert (run / f"predictions/{split}.parquet").exists()
     # What training had written comes out again, byte for byte.
     assert {name: (run / "metrics" / name).read_bytes() for name in before} == before

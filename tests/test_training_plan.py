@@ -79,9 +79,9 @@ def test_a_session_without_a_sequence_is_named_before_training_and_beside_the_me
     assert main(flags(dataset, tmp_path / "run", **small)) == 0
 
     out = capsys.readouterr().out
-    assert "test: 6 trials (14.3 %) are in no sequence: gaps of more than 0 trials" in out
+    assert "test: 6 trials (14.3 %) in no sequence: gaps leave no 4 in a row around them" in out
     assert (
-        "Warning: 1 of 4 test sessions are not evaluated: rat7 (FMR1, 3 of 6 in a row) gives no "
+        "Warning: 1 of 4 test sessions is not evaluated: rat7 (FMR1, 3 of 6 in a row) gives no "
         "sequence of 4 trials, and animal animal7 has no other: --sequence.n_trials 3 or "
         "--sequence.max_gap 2 would keep it"
     ) in out
@@ -162,6 +162,11 @@ def test_few_sessions_of_val_are_coarse(sessions, coarse):
     if coarse:
         assert f"moves in steps of {coarse}, " in more[0]
         assert more[0].endswith("; --train.patience null trains all 20 epochs")
+
+
+def test_one_is_no_plural():
+    stopping, _ = describe_validation([2, 2], 1, 2)
+    assert stopping.startswith("Early stopping: after 1 epoch without")
 
 
 @pytest.mark.parametrize("patience", [None, 20])

@@ -166,6 +166,7 @@ def result(name, auc):
     [
         ([0.5, 0.75, 0.6], "too good. No trial has seen test"),
         ([0.5, 0.5, 0.4], "too good. 2 trials reach it: val does not tell which is best."),
+        ([0.5], "1 trial, by the AUC"),
     ],
 )
 def test_trials_that_val_cannot_tell_apart_are_not_called_better(aucs, said, capsys):

@@ -32,6 +32,8 @@ EXPERIMENTS = {
 }
 #: Flags that have a short name as well.
 _SHORT = {"--store": "--loader.store", "--cache": "--loader.cache"}
+#: Fields under the names that other programs give them.
+_ELSEWHERE = {"learning_rate": "lr", "dropout": "drop_rate", "max_grad_norm": "clip_grad"}
 _EXAMPLES = """examples:
   python -m trainer train --data out/dataset --output out/run
   python -m trainer train --experiment e1 --output out/e1
@@ -251,8 +253,10 @@ def _kind(hint: Any) -> str:
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     """Return the name that may have been meant, as the end of a sentence."""
-    # First a field without its section: `--lr` for `--optim.lr`.
+    # First a field without its section, or in another: `--lr` for `--optim.lr`.
+    field = name.lstrip("-").rpartition(".")[2]
+    field = _ELSEWHERE.get(field, field)
     ordered = sorted(names)
-    near = [known for known in ordered if known.endswith("." + name.lstrip("-"))]
+    near = [known for known in ordered if known.endswith("." + field)]
     near = near or difflib.get_close_matches(name, ordered, n=1)
     return f" (did you mean {near[0]}?)" if near else ""

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import TrainerError, UsageError
+from trainer.plurals import plural
 
 if TYPE_CHECKING:
     from trainer.remote.mirror import Mirror
@@ -173,7 +174,8 @@ def _staged(url: str, with_weights: bool, only_best: bool) -> Iterator[RunFolder
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
         if remote.repeated:
-            print(f"{url}: {remote.repeated} requests failed and were repeated", file=sys.stderr)
+            failed = plural(remote.repeated, "request", "failed and was", "failed and were")
+            print(f"{url}: {failed} repeated", file=sys.stderr)
 
 
 def _is_no_other_checkpoint(folder: Path, name: str) -> bool:

@@ -24,6 +24,7 @@ from trainer.distributed import Process
 from trainer.errors import UsageError
 from trainer.evaluation.command import SPLITS, evaluation_loader
 from trainer.model import Temporal3DViT
+from trainer.plurals import plural
 from trainer.run_folder import open_run, write_atomically
 from trainer.trained_model import TrainedModel, load_trained_model, read_run_config
 from trainer.training.schedule import derive_seed
@@ -91,9 +92,10 @@ def run(arguments: argparse.Namespace) -> None:
             for view in VIEWS:
                 names.append(f"{arguments.split}-{method}-{view}.png")
                 write_atomically(folder.path / "attention" / names[-1], _png(maps, method, view))
+    sessions = plural(len(maps.sessions), f"{arguments.split} session")
     print(
-        f"Attention of {len(chosen):,} of {len(loader.sequences):,} sequences from "
-        f"{len(maps.sessions):,} {arguments.split} sessions is in {arguments.run}/attention: "
+        f"Attention of {len(chosen):,} of {plural(len(loader.sequences), 'sequence')} from "
+        f"{sessions} is in {arguments.run}/attention: "
         f"{arguments.split}.npz and {len(names)} pictures, first {names[0]}"
     )
 

@@ -40,6 +40,7 @@ from trainer.evaluation.command import git_commit
 from trainer.evaluation.levels import LEVELS
 from trainer.evaluation.predictions import Predictions, predictions_of
 from trainer.evaluation.results import evaluate_predictions
+from trainer.plurals import plural
 from trainer.run_folder import open_run
 
 
@@ -234,7 +235,7 @@ def _check_sequences(
 ) -> None:
     held = set(splits["train"].label.tolist()) if "train" in splits else set()
     lacking = [name for index, name in enumerate(dataset.classes) if index not in held]
-    wanted = f"sequence of {sequence.n_trials} trials"
+    wanted = f"sequence of {plural(sequence.n_trials, 'trial')}"
     advice = "lower --sequence.n_trials or raise --sequence.max_gap"
     if lacking:
         raise TrainerError(f"train holds no {wanted} of class {', '.join(lacking)}: {advice}")
@@ -282,7 +283,7 @@ def print_summary(
     levels = [level for level in LEVELS if level in first]
     top = levels[-1]
     header = [
-        f"{first['split']}, {first['n_trials']} trials a sequence",
+        f"{first['split']}, {plural(first['n_trials'], 'trial')} a sequence",
         *(f"AUC, {level} (n={first[level]['n']:,})" for level in levels),
         f"p, {top}",
     ]
@@ -304,8 +305,8 @@ def _remarks(
 ) -> Sequence[str]:
     groups = first["groups"]
     lines = [
-        f"AUC with 95 % intervals over {groups['n']:,} {groups['unit']}s; p-values cannot be below "
-        f"{first['permutation']['smallest_p_value']:.3g}",
+        f"AUC with 95 % intervals over {plural(groups['n'], groups['unit'])}; p-values cannot be "
+        f"below {first['permutation']['smallest_p_value']:.3g}",
         *(f"note: {note}" for note in first["notes"]),
         *(f"left out: {TITLES[name]}: {reason}" for name, reason in missing.items()),
     ]
@@ -318,6 +319,6 @@ def _remarks(
         lines.append(
             f"session probe: mean/std of one train sequence names its session in "
             f"{probe['accuracy']:.0%} of cases, by chance {probe['chance']:.0%} "
-            f"({probe['n_sessions']:,} sessions); {meaning_of_probe(probe)}"
+            f"({plural(int(probe['n_sessions']), 'session')}); {meaning_of_probe(probe)}"
         )
     return lines

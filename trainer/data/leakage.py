@@ -16,6 +16,7 @@ from trainer.data.split_scan import scan_split
 from trainer.data.statistics import session_statistics
 from trainer.data.storage import DatasetError
 from trainer.data.verified_shards import recall_index, remember_index
+from trainer.plurals import plural
 
 #: Of mean and standard deviation, which other programs may round in other ways.
 TOLERANCE = 1e-9
@@ -213,8 +214,8 @@ def check_indices(folder: DatasetFolder, indices: Mapping[str, SplitIndex]) -> N
                 one, other = (_trial(i, r) for i, r in zip((first, second), rows[0], strict=True))
                 raise _leak(
                     folder,
-                    f"{len(rows):,} trials of {a} and {b} have the same {what}, such as {one} in "
-                    f"{a} and {other} in {b}",
+                    f"{a} and {b} have the same {what} in {plural(len(rows), 'trial')}, such as "
+                    f"{one} in {a} and {other} in {b}",
                 )
 
 

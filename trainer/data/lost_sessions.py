@@ -10,6 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from trainer.data.sequences import Index, Sequences, consecutive_runs
 from trainer.data.trials import Trials
+from trainer.plurals import plural
 
 #: Sessions that a line names; of more it gives the number.
 _MOST_NAMES = 5
@@ -96,8 +97,11 @@ def lost_note(
     if not lost:
         return []
     n_sessions = len(np.unique(trials.session))
+    verb = "is" if len(lost) == 1 else "are"
     what = describe_lost(lost, classes, sequences.rows.shape[1])
-    return [f"{len(lost):,} of {n_sessions:,} sessions are in none of these numbers: {what}"]
+    return [
+        f"{len(lost):,} of {plural(n_sessions, 'session')} {verb} in none of these numbers: {what}"
+    ]
 
 
 def describe_lost(lost: Sequence[LostSession], classes: Sequence[str], n_trials: int) -> str:
@@ -116,7 +120,7 @@ def describe_lost(lost: Sequence[LostSession], classes: Sequence[str], n_trials:
         for one in lost[:_MOST_NAMES]
     ]
     verb = "gives" if len(lost) == 1 else "give"
-    line = f"{_listed(named, len(lost))} {verb} no sequence of {n_trials} trials"
+    line = f"{_listed(named, len(lost))} {verb} no sequence of {plural(n_trials, 'trial')}"
     subjects = sorted({one.subject for one in lost if one.is_last_of_subject and one.subject})
     if subjects:
         animals = "animal" if len(subjects) == 1 else "animals"

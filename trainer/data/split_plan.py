@@ -14,6 +14,7 @@ from trainer.data.sequences import Division, Sequences, build_sequences
 from trainer.data.storage import DatasetError
 from trainer.data.trials import Trials
 from trainer.errors import UsageError
+from trainer.plurals import plural
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def cut_sequences(
     if longest < config.n_trials:
         raise UsageError(
             f"--sequence.n_trials {config.n_trials} is longer than every session of {split}: the "
-            f"longest has {longest} trials"
+            f"longest has {plural(longest, 'trial')}"
         )
     if not len(sequences):
         raise UsageError(
@@ -147,9 +148,11 @@ def _class_is_missing(
     longest = int(np.bincount(trials.session[of_class]).max(initial=0))
     advice = "raise --sequence.max_gap or lower --sequence.n_trials, because trials are missing"
     if longest < config.n_trials:
-        advice = f"lower --sequence.n_trials, because its longest session has {longest} trials"
+        advice = (
+            f"lower --sequence.n_trials, because its longest session has {plural(longest, 'trial')}"
+        )
     what = "cannot be learned so" if split == "train" else "would be missing from every metric"
     return DatasetError(
-        f"{folder.url}: {split} has no sequence of {config.n_trials} trials of class "
+        f"{folder.url}: {split} has no sequence of {plural(config.n_trials, 'trial')} of class "
         f"{folder.classes[label]}, which {what}: {advice}; or give {split} another session of it"
     )

@@ -16,6 +16,7 @@ from trainer.data.shard_reader import Block, read_blocks
 from trainer.data.split_index import SplitIndex
 from trainer.data.storage import DatasetError
 from trainer.data.trials import BlockLayout, block_layout
+from trainer.plurals import plural
 
 #: Digesting and copying leave the interpreter to other threads; more than this wait for memory.
 MOST_THREADS = 8
@@ -45,7 +46,7 @@ class _IndexBuilder:
         session = layout.session[index]
         first, end = (int(row) for row in layout.first_row[index : index + 2])
         if end - first != len(block.trial_num) or self._shard[index] >= 0:
-            self._fail(shard, f"{what} comes twice or has not {end - first} trials")
+            self._fail(shard, f"{what} comes twice or has not {plural(end - first, 'trial')}")
         label = self._folder.classes[layout.labels[session]]
         if (block.condition, block.subject) != (label, layout.subjects[session]):
             self._fail(shard, f"{what} has another subject or condition than its session")

@@ -24,7 +24,7 @@ def half_width_factor(n_folds: int) -> float:
 
     Nadeau and Bengio (2003, Inference for the Generalization Error, Machine Learning 52) multiply
     the variance over K test sets by 1 + K * n_test / n_train; in K folds n_test / n_train is
-    1 / (K - 1), so half-widths are multiplied by sqrt(1 + K / (K - 1)).
+    1 / (K - 1), with val counted as train, so half-widths are multiplied by sqrt(1 + K / (K - 1)).
 
     Parameters
     ----------

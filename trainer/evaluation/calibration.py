@@ -72,8 +72,7 @@ class ReliabilityCurve:
     confidence, accuracy : float64 arrays of shape (N_BINS,)
         Means; NaN in an empty bin.
     low, high : float64 arrays of shape (N_BINS,)
-        95 % cluster-bootstrap interval of the accuracy; NaN in a bin that fewer than two groups
-        reach.
+        95 % interval of the accuracy over groups; NaN in a bin that fewer than two groups reach.
     """
 
     edges: NDArray[np.float64]
@@ -114,9 +113,8 @@ def reliability_curve(
         accuracy = n_right.sum(axis=0) / total
         mean_confidence = sum_confidence.sum(axis=0) / total
         samples = (weights @ n_right) / (weights @ count)
-    n_groups = (count > 0).sum(axis=0)
     intervals = [
-        _accuracy_interval(float(accuracy[b]), samples[:, b], int(n_groups[b]))
+        _accuracy_interval(float(accuracy[b]), samples[:, b], n_right[:, b], count[:, b])
         for b in range(N_BINS)
     ]
     return ReliabilityCurve(
@@ -129,10 +127,20 @@ def reliability_curve(
     )
 
 
-def _accuracy_interval(value: float, samples: NDArray[np.float64], n_groups: int) -> Interval:
-    """Return the interval of the accuracy in a bin that some of the groups reach."""
+def _accuracy_interval(
+    value: float,
+    samples: NDArray[np.float64],
+    n_right: NDArray[np.float64],
+    count: NDArray[np.float64],
+) -> Interval:
+    """Return the interval of the accuracy in a bin, of the answers of each group in it."""
+    n_right, count = n_right[count > 0], count[count > 0]
+    n_groups = len(count)
     if n_groups < 2:
         return Interval(None, None)
-    if value in (0.0, 1.0):
-        return proportion_interval(round(value * n_groups), n_groups)
+    wholly_right = n_right == count
+    if (wholly_right | (n_right == 0)).all():
+        # Resamples by class may all be alike then: each group counts as one observation.
+        found = proportion_interval(int(wholly_right.sum()), n_groups)
+        return found.including(value)
     return bootstrap_interval(value, samples, np.zeros(n_groups, np.int64), "logit")

@@ -26,10 +26,16 @@ from trainer.evaluation.predict import predict
 from trainer.evaluation.predictions import write_predictions
 from trainer.evaluation.results import evaluate_predictions
 from trainer.hardware import use_bfloat16
+from trainer.plurals import plural
 from trainer.run_folder import RunFolder, open_run, write_json
 from trainer.trained_model import TrainedModel, build_model, read_best, read_run_config
 
 SPLITS = ("val", "test", "train")
+#: What a split that is no test had to do with the model.
+FLATTERING = {
+    "train": "the model learned from train",
+    "val": "the epoch and the temperature were chosen on val",
+}
 NO_TEMPERATURE = "val lacks a class, so no temperature was fitted: probabilities are as they came"
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pyarrow", "webdataset")
 
@@ -182,12 +188,16 @@ def evaluation_loader(
 def print_summary(split: str, content: Mapping[str, Any]) -> None:
     """Print what the best checkpoint reached on a split."""
     best = content["checkpoint"]
-    title = f"{split}, best epoch {best['epoch']} (step {best['step']:,}), with 95 % intervals:"
-    print_metrics(title, content)
+    print_metrics(f"{split}, best epoch {best['epoch']} (step {best['step']:,})", content)
+    if split in FLATTERING:
+        print(f"Note: these numbers flatter: {FLATTERING[split]}.")
 
 
 def print_metrics(title: str, content: Mapping[str, Any]) -> None:
     """Print the metrics at each level, with their intervals, and what a reader must know."""
+    groups = content["groups"]
+    title += f", with 95 % intervals over {plural(groups['n'], groups['unit'])}"
+    title += ":" if "across_folds" in content else " and one-sided p-values of the AUC:"
     levels = [level for level in LEVELS if level in content]
     header = ["", *(f"{level} (n={content[level]['n']:,})" for level in levels)]
     rows = [

@@ -35,6 +35,12 @@ class Interval:
             return self
         return Interval(min(self.low, value), max(self.high, value))
 
+    def within(self, least: float, most: float) -> Interval:
+        """Return the interval cut, where it has bounds, to where its number can lie."""
+        if self.low is None or self.high is None:
+            return self
+        return Interval(max(self.low, least), min(self.high, most))
+
 
 def bootstrap_weights(
     strata: NDArray[np.int64], n_bootstrap: int, seed: int

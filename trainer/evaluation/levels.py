@@ -187,7 +187,9 @@ def score_levels(
     if design.unit == "session":
         return levels, "no subject level: the table names no subjects"
     if not design.all_subjects_named:
-        return levels, "no subject level: some sessions name no subject"
+        return levels, (
+            "no subject level: some sessions name no subject, and each of them counts as one"
+        )
     if design.mixed:
         return levels, "no subject level: subjects hold sessions of several classes"
     n_groups = len(design.groups)

@@ -28,6 +28,7 @@ from trainer.evaluation.levels import Design, Level, score_levels, study_design
 from trainer.evaluation.metrics import METRICS, GroupSums, group_sums, weighted_metrics
 from trainer.evaluation.permutation import Relabelling, permutation_p_value, relabellings
 from trainer.evaluation.predictions import Predictions, align
+from trainer.plurals import plural
 
 #: Metrics that a temperature is for; those of sequences that are left out do not depend on it.
 CALIBRATED = ("log_loss", "brier", "ece")
@@ -143,9 +144,12 @@ def paired_difference(
             value = values[metric][0] - other_values[metric][0]
             samples = values[metric][1] - other_values[metric][1]
             interval = bootstrap_interval(value, samples, design.strata, "linear")
+            if metric not in ABOVE_ZERO:
+                interval = interval.within(-1.0, 1.0)
             content[name][metric] = _entry(value, interval)
     n_left = len(first) + len(second) - 2 * len(one)
-    left = [f"{n_left} sequences that only one of the two holds are left out"] if n_left else []
+    lone = plural(n_left, "sequence", "is", "are")
+    left = [f"{lone} left out, which only one of the two holds"] if n_left else []
     content["notes"] = [*_few_groups(design), *left, *([missing] if missing else [])]
     return content
 
@@ -165,12 +169,15 @@ def _level_content(
         "n": n,
         "prevalence": {name: int(c) / n for name, c in zip(classes, counts, strict=True)},
     }
-    for metric, (value, samples) in _values(sums, weights).items():
+    values = _values(sums, weights)
+    # Sizes of groups alone then move how classes are weighed, as in accuracy and F1.
+    same_answers = all_alike(values["balanced_accuracy"][1])
+    for metric, (value, samples) in values.items():
         interval = None
         if metric in RATES and not math.isnan(value):
             if level.independent:
                 interval = independent_interval(metric, value, confusion)
-            elif all_alike(samples):
+            elif all_alike(samples) or (same_answers and metric in ("accuracy", "f1")):
                 # What resamples cannot see: each group counts as one observation.
                 found = independent_interval(metric, value, group_confusion(sums.confusion))
                 interval = found and found.including(value)

@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
         # Last: it says that all the rest is there.
         write_json(output.path / METRICS, content)
     _print_folds(folds)
-    print_metrics(f"{SPLIT} of {len(folds)} folds, with 95 % intervals:", content)
+    print_metrics(f"{SPLIT} of {len(folds)} folds", content)
     print(f"Note: {content['across_folds']['note']}.")
     _print_verdict(folds, pooled, content, baselines)
     print(

@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.data.dataset_folder import DatasetFolder, open_dataset
 from trainer.data.storage import DatasetError
+from trainer.plurals import plural
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def unpredicted(
 
     def reason(session: str) -> str:
         if session in tested_by:
-            return f"no sequence of {n_trials} trials in {tested_by[session]}"
+            return f"no sequence of {plural(n_trials, 'trial')} in {tested_by[session]}"
         return "in test of no fold" if session in used else "no usable trial"
 
     left = sorted(subject_of.keys() - done)

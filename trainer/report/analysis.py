@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.baselines.folder import (
@@ -19,7 +20,7 @@ from trainer.evaluation.predictions import Predictions, PredictionsError, averag
 from trainer.evaluation.results import evaluate_predictions, paired_difference
 from trainer.report.contents import RunContents
 from trainer.report.finding import Finding, Score
-from trainer.report.verdict import judge, more_trials_finding, verdict_level
+from trainer.report.verdict import is_hopeless, judge, more_trials_finding, verdict_level
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,37 @@ def _compare(single: RunContents, longer: RunContents, split: str) -> MoreTrials
         Score.of(difference, level),
         level,
         longer.name,
+        hopeless=is_hopeless(metrics),
     )
+    finding = replace(finding, advice=_trained_otherwise(single, longer))
     return MoreTrials(single, longer, split, metrics, averaged, difference, finding)
+
+
+def _trained_otherwise(single: RunContents, longer: RunContents) -> str:
+    """Return what else than the trials of a sequence may make two runs differ; empty if nothing."""
+    one, other = _learning(single.config), _learning(longer.config)
+    differing = [
+        f"--{name} {json.dumps(one[name])} and {json.dumps(value)}"
+        for name, value in other.items()
+        if name in one and one[name] != value
+    ]
+    if not differing:
+        return ""
+    return (
+        f"They were not trained alike ({', '.join(differing)}), so the difference need not "
+        "come from the trials."
+    )
+
+
+def _learning(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return {flag: value} of what shapes a model and what it learns, apart from its trials."""
+    sections = ("model", "augment", "optim")
+    found = {f"{part}.{name}": v for part in sections for name, v in config.get(part, {}).items()}
+    train = config.get("train", {})
+    found |= {f"train.{name}": train[name] for name in ("epochs", "patience") if name in train}
+    # A patch of several trials does not fit into one.
+    found.pop("model.patch_trial", None)
+    return found
 
 
 def _missing(

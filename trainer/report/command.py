@@ -106,6 +106,6 @@ def _print_summary(
     lines += [("", c.finding if isinstance(c, MoreTrials) else c) for c in comparisons]
     for where, line in lines:
         if isinstance(line, Finding):
-            print(f"{where}{line.title}. {line.text}")
+            print(f"{where}{line.title}. {line.text} {line.advice}".rstrip())
         else:
             print(f"{where}{line.what}{f' Run: {line.command}' if line.command else ''}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
 from trainer.attention.figures import shorten
+from trainer.plurals import plural
 from trainer.report.svg import INK, SERIES, SOFT_INK, WIDE
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ def session_figure(
         axes.set_xticks(range(len(names)), ticks, rotation=45, ha="right", fontsize=7)
     else:
         axes.set_xticks([])
-        axes.set_xlabel(f"{len(names):,} sessions, by class and probability")
+        axes.set_xlabel(f"{plural(len(names), 'session')}, by class and probability")
     axes.set_xlim(-0.7, len(names) - 0.3)
     handles = [Line2D([], [], **style) for style in styles]
     named = [shorten(name) for name in classes]

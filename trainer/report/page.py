@@ -22,6 +22,7 @@ from trainer.evaluation.calibration import meaning_of_temperature
 from trainer.evaluation.intervals import FEW_GROUPS
 from trainer.evaluation.levels import LEVELS, score_levels, study_design
 from trainer.evaluation.predictions import Predictions
+from trainer.plurals import plural
 from trainer.report import figures, tables
 from trainer.report.analysis import Missing, MoreTrials, RunAnalysis, fold_runs
 from trainer.report.contents import RunContents
@@ -53,6 +54,7 @@ def render(analyses: Sequence[RunAnalysis], comparisons: Sequence[MoreTrials | M
         lstrip_blocks=True,
     )
     environment.filters["count"] = lambda value: f"{value:,}"
+    environment.filters["plural"] = plural
     environment.filters["flags"] = mark_flags
     compared = [c for c in comparisons if isinstance(c, MoreTrials)]
     parts = fold_runs([analysis.run for analysis in analyses])

@@ -231,7 +231,7 @@ def n_sequences(run: RunContents, dataset: DatasetFolder, split: str) -> str:
     # Sequences start anew after a gap, so what a longer stride leaves out may hold more of them.
     stride = min(sequence.resolved_stride, sequence.n_trials)
     n = sum(start // stride + 1 for start in starts)
-    is_known = sequence.n_trials == sequence.resolved_stride == 1
+    is_known = n == 0 or sequence.n_trials == sequence.resolved_stride == 1
     return f"{n:,}" if is_known else f"up to {n:,}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from trainer.plurals import plural
 from trainer.report.finding import Finding, Score, Tone
 
 #: A result that cannot get below this p-value, whatever the model does, carries no claim.
@@ -112,7 +113,7 @@ def _headline(
     best = max(rivals, key=lambda name: rivals[name].value)
     n_reaching = sum(rival.value >= score.value for rival in rivals.values())
     against = (
-        f"{ours}; the best of {_count(len(rivals), 'baseline')}, {titles[best]}, reaches "
+        f"{ours}; the best of {plural(len(rivals), 'baseline')}, {titles[best]}, reaches "
         f"{rivals[best]}"
     )
     if n_reaching:
@@ -122,7 +123,7 @@ def _headline(
         return Finding(
             Tone.PROBLEM,
             "The ViT does not beat the baselines",
-            f"{against}. {_count(n_reaching, 'baseline')} {do} as well or better{paired}.",
+            f"{against}. {plural(n_reaching, 'baseline')} {do} as well or better{paired}.",
             f"Nothing here speaks for a transformer over {titles[best]}.",
         )
     # The difference from a weaker one may vary more from animal to animal.
@@ -140,6 +141,12 @@ def _headline(
         return Finding(
             Tone.WARNING,
             "The ViT is ahead of the baselines, but on too little for a claim",
+            f"{against}. {evidence}.",
+        )
+    if any(_chance(score, level, metrics)):
+        return Finding(
+            Tone.WARNING,
+            "The ViT is ahead of the baselines, but not shown to be better than chance",
             f"{against}. {evidence}.",
         )
     return Finding(Tone.GOOD, "The ViT beats every baseline", f"{against}. {evidence}.")
@@ -170,7 +177,7 @@ def _too_few(metrics: Mapping[str, Any]) -> Iterator[Finding]:
         return
     permutation, groups = metrics["permutation"], metrics["groups"]
     counts = ", ".join(f"{n} {name}" for name, n in groups["per_class"].items())
-    held = f"{_count(groups['n'], groups['unit'])} ({counts})"
+    held = f"{plural(groups['n'], groups['unit'])} ({counts})"
     where = "The folds hold" if is_pooled(metrics) else f"The {metrics['split']} split holds"
     # Across folds there is no p-value, but folds cannot show more than one model could.
     has = "that trained on none of them would have" if is_pooled(metrics) else "has"
@@ -189,7 +196,7 @@ def _unpredicted(metrics: Mapping[str, Any]) -> Iterator[Finding]:
     if left is None:
         return
     if left["sessions"]:
-        animals = left["subjects"] and f", and with them {_count(len(left['subjects']), 'animal')}"
+        animals = left["subjects"] and f", and with them {plural(len(left['subjects']), 'animal')}"
         by_reason: dict[str, list[str]] = {}
         for entry in left["sessions"]:
             of = f" of {entry['subject']}" if entry["subject"] else ""
@@ -199,7 +206,7 @@ def _unpredicted(metrics: Mapping[str, Any]) -> Iterator[Finding]:
             parts.insert(0, f"No session of {_listed(left['subjects'])} counts")
         yield Finding(
             Tone.WARNING,
-            f"No fold predicted {_count(len(left['sessions']), 'session')}{animals or ''}",
+            f"No fold predicted {plural(len(left['sessions']), 'session')}{animals or ''}",
             f"{'. '.join(parts)}.",
             "Pool the runs of all folds; where sessions are too short, lower --sequence.n_trials "
             "or raise --sequence.max_gap.",
@@ -219,7 +226,10 @@ def _listed(names: Sequence[str]) -> str:
 
 def _chance(score: Score, level: str, metrics: Mapping[str, Any]) -> Iterator[Finding]:
     p_value = metrics[level].get("p_value")
-    misses = [] if score.low is None or score.low > CHANCE else ["its interval holds 0.5"]
+    misses = []
+    if score.low is not None and score.high is not None and score.low <= CHANCE:
+        below = score.high < CHANCE
+        misses.append("its interval lies below 0.5" if below else "its interval holds 0.5")
     if p_value is not None and p_value > SIGNIFICANCE:
         misses.append(f"the permutation p-value is {p_value:.2g}")
     if misses:
@@ -268,7 +278,14 @@ def _notes(metrics: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def more_trials_finding(
-    n_trials: int, score: Score, averaged: Score, difference: Score | None, level: str, name: str
+    n_trials: int,
+    score: Score,
+    averaged: Score,
+    difference: Score | None,
+    level: str,
+    name: str,
+    *,
+    hopeless: bool,
 ) -> Finding:
     """Say whether sequences of trials tell more than their trials one by one.
 
@@ -283,6 +300,8 @@ def more_trials_finding(
     level : str
     name : str
         Of the run.
+    hopeless : bool
+        `is_hopeless` of its metrics.
     """
     text = (
         f"At {level} level {name} reaches an AUC of {score}; the one-trial model, averaged over "
@@ -293,6 +312,9 @@ def more_trials_finding(
             Tone.WARNING, f"Whether {n_trials} trials tell more cannot be said", f"{text}."
         )
     text = f"{text}. Paired difference {difference.signed()}."
+    if hopeless:
+        title = f"Too few {level}s to say whether {n_trials} trials tell more"
+        return Finding(Tone.WARNING, title, text)
     if difference.low > 0:
         title = f"Seeing {n_trials} trials together helps, beyond averaging"
         return Finding(Tone.GOOD, title, text)
@@ -301,10 +323,6 @@ def more_trials_finding(
         return Finding(Tone.PROBLEM, title, text)
     title = f"Seeing {n_trials} trials together is not shown to help beyond averaging"
     return Finding(Tone.WARNING, title, text)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _sentence(text: str) -> str:

@@ -209,6 +209,7 @@ def _evaluate(
     In a tuning job of Vertex AI only on val: what looks at test before a search is over is no test.
     """
     # Here, because SciPy would keep the first step waiting for a second.
+    from trainer.baselines.folder import baselines_command
     from trainer.evaluation.command import evaluate_best, print_summary
     from trainer.evaluation.predictions import read_predictions
 
@@ -229,5 +230,13 @@ def _evaluate(
         f"Everything is in {folder.url}: config.yaml, checkpoints/, metrics.jsonl, predictions/, "
         "metrics/, tensorboard/\n"
         f"Curves: tensorboard --logdir {folder.url}/tensorboard\n"
-        f"Next: python -m trainer report {folder.url}"
+        "Next:"
     )
+    if contents:
+        split, cache = splits[-1], config.loader.cache
+        of_split = "" if split == "test" else f" --split {split}"
+        print(
+            f"  {baselines_command(dataset.url, folder.url, split, config.sequence, cache=cache)}\n"
+            f"  python -m trainer attention {folder.url}{of_split}"
+        )
+    print(f"  python -m trainer report {folder.url}")

@@ -21,6 +21,7 @@ from trainer.distributed import Process
 from trainer.errors import DivergedError
 from trainer.evaluation.predict import predict
 from trainer.hardware import peak_flops
+from trainer.plurals import plural
 from trainer.run_folder import RunFolder
 from trainer.training.checkpoint import save_checkpoint
 from trainer.training.follower import Follower
@@ -192,7 +193,7 @@ class Fit:
             self.val_loader,
             self.process,
             self.step.bfloat16,
-            lambda done: self._display.update(state.step, "val", f"{done:,} batches"),
+            lambda done: self._display.update(state.step, "val", f"batch {done:,}"),
         )
         validation = validate(predictions)
         values = validation.values
@@ -247,8 +248,9 @@ class Fit:
         state, patience = self.state, self.config.train.patience
         what = "higher AUC of val's sessions" if len(state.score) > 1 else "lower loss on val"
         return (
-            f"stopped early: no {what} for {state.stale} epochs (--train.patience {patience}); the "
-            f"same command with --train.patience {2 * state.stale} goes on, with null to the end"
+            f"stopped early: no {what} for {plural(state.stale, 'epoch')} (--train.patience "
+            f"{patience}); the same command with --train.patience {2 * state.stale} goes on, with "
+            "null to the end"
         )
 
     def _check_finite(self) -> None:

@@ -12,18 +12,19 @@ from trainer.data.lost_sessions import describe_lost
 from trainer.data.split_plan import SplitPlan
 from trainer.distributed import Process
 from trainer.hardware import device_name, use_compile
+from trainer.plurals import plural
 from trainer.training.patches import describe_padding, describe_smaller_models
 from trainer.training.step_time import seconds_per_sequence
 from trainer.training.train_step import TrainStep
 from trainer.training.training_state import TrainingState
 
 _DROPPED = {
-    "trials_short_session": "their session has fewer than {n_trials}; fewer --sequence.n_trials "
-    "would use them",
-    "trials_gap": "gaps of more than {max_gap} trials leave no {n_trials} in a row around them; "
-    "fewer --sequence.n_trials or a larger --sequence.max_gap would use them",
-    "trials_tail": "at stride {stride} no whole sequence is left for them; a smaller "
-    "--sequence.stride would use more of them",
+    "trials_short_session": "a session of fewer than {n_trials} gives none; fewer "
+    "--sequence.n_trials would use more",
+    "trials_gap": "{gaps} leave no {n_trials} in a row around them; "
+    "fewer --sequence.n_trials or a larger --sequence.max_gap would use more",
+    "trials_tail": "at stride {stride} no whole sequence is left there; a smaller "
+    "--sequence.stride would use more",
 }
 #: A step on a CPU that takes longer is announced; what is shorter is measured soon enough.
 _LONG_STEP = 1.0
@@ -79,24 +80,27 @@ class Plan:
 
     def _left_out(self) -> Iterator[str]:
         sequence = self.config.sequence
+        gap = sequence.max_gap
+        gaps = f"gaps of more than {plural(gap, 'trial')}" if gap else "gaps"
         for split, plan in self.splits.items():
             for reason, count in plan.dropped.items():
                 if count:
                     why = _DROPPED[reason].format(
                         n_trials=sequence.n_trials,
-                        max_gap=sequence.max_gap,
+                        gaps=gaps,
                         stride=sequence.resolved_stride,
                     )
                     share = 100 * count / plan.n_trials
-                    yield f"{split}: {count:,} trials ({share:.1f} %) are in no sequence: {why}"
+                    trials = plural(count, "trial")
+                    yield f"{split}: {trials} ({share:.1f} %) in no sequence: {why}"
         for split, plan in self.splits.items():
             if plan.lost:
                 lost = describe_lost(plan.lost, self.dataset.classes, sequence.n_trials)
                 n_sessions = len(plan.lost) + sum(plan.sessions_per_class.values())
                 use = "learned from" if split == "train" else "evaluated"
                 yield (
-                    f"Warning: {len(plan.lost):,} of {n_sessions:,} {split} sessions are not "
-                    f"{use}: {lost}"
+                    f"Warning: {len(plan.lost):,} of {plural(n_sessions, f'{split} session')} "
+                    f"{'is' if len(plan.lost) == 1 else 'are'} not {use}: {lost}"
                 )
 
     def _model(self) -> Iterator[str]:
@@ -123,14 +127,14 @@ class Plan:
 
     def _steps(self) -> Iterator[str]:
         config, step, state = self.config, self.step, self.state
-        done = f"; {state.step:,} are done" if state.step else ""
+        done = f"; {state.step:,} done" if state.step else ""
         yield (
-            f"Steps: {step.total_steps:,} of {self._sequences_per_step:,} sequences, "
+            f"Steps: {step.total_steps:,} of {plural(self._sequences_per_step, 'sequence')}, "
             f"{step.steps_per_epoch:,} an epoch{done}"
         )
         yield (
-            f"Learning rate: {step.warmup_steps:,} steps of warm-up to {config.optim.lr:g}, then "
-            f"down to {config.optim.min_lr:g} in the last step"
+            f"Learning rate: {plural(step.warmup_steps, 'step')} of warm-up to "
+            f"{config.optim.lr:g}, then down to {config.optim.min_lr:g} in the last step"
         )
         val = self.splits.get("val")
         if val is not None:
@@ -176,17 +180,17 @@ def describe_validation(sessions: list[int], patience: int | None, epochs: int) 
     epochs : int
     """
     has_auc = all(sessions) and len(sessions) > 1
-    stops_early = patience is not None and patience < epochs
-    if stops_early:
+    advice = ""
+    if patience is not None and patience < epochs:
+        advice = f"; --train.patience null trains all {epochs} epochs"
         what = "a higher AUC of val's sessions" if has_auc else "a lower loss on val"
         flag = f"--train.patience {patience}"
-        yield f"Early stopping: after {patience} epochs without {what} ({flag})"
+        yield f"Early stopping: after {plural(patience, 'epoch')} without {what} ({flag})"
     pairs = min(count * (sum(sessions) - count) for count in sessions)
     if len(sessions) > 2:
         # The AUC is then the mean over one class against the others.
         pairs *= len(sessions)
     if has_auc and pairs < _ENOUGH_PAIRS:
-        advice = f"; --train.patience null trains all {epochs} epochs" if stops_early else ""
         yield (
             f"Validation is coarse: with {' + '.join(map(str, sessions))} val sessions the AUC "
             f"moves in steps of {1 / pairs:.2g}, and epochs that tie are told apart by the "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from trainer.console import print_table
+from trainer.plurals import plural
 from trainer.tune.space import Parameter
 
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
@@ -58,7 +59,7 @@ def print_results(results: Sequence[TrialResult], parameters: Sequence[Parameter
         ]
         for result in ordered
     ]
-    title = f"{len(results)} trials, by the AUC of val's sessions:"
+    title = f"{plural(len(results), 'trial')}, by the AUC of val's sessions:"
     print_table(title, ["trial", "val AUC", *names], rows)
     best = best_of(results)
     if best is None:
