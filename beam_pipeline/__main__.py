@@ -94,7 +94,12 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
 def _beam_parser() -> argparse.ArgumentParser:
     from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
-    beam_parser = _BeamArgumentParser(add_help=False, allow_abbrev=False)
+    class _BeamParser(_Parser, _BeamArgumentParser):
+        """Complains in one line, too."""
+
+    beam_parser = _BeamParser(
+        prog="python -m beam_pipeline preprocess", add_help=False, allow_abbrev=False
+    )
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(beam_parser)
     return beam_parser
@@ -130,7 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with loading_modules():
         parser, command = build_parsers(chosen)
     if chosen is not None:
-        check_flags(chosen, command, given[given.index(chosen) + 1 :])
+        before, after = given[: given.index(chosen)], given[given.index(chosen) + 1 :]
+        if misplaced := [flag for flag in before if flag not in ("-h", "--help", "--version")]:
+            parser.error(f"flags come after the command: {chosen} {misplaced[0]}")
+        check_flags(chosen, command, after)
     args, rest = parser.parse_known_args(given)
     if rest and args.command != "preprocess":
         args.parser.error(f"{args.command} has no {' '.join(rest)}")

@@ -64,6 +64,15 @@ def test_wrong_usage_is_status_2_and_suggests_the_near_miss(
     assert exit_status([*command, "--baseline", "1,2,3"]) == 2
     assert exit_status([*command, "--method", "wavelet"]) == 2
     assert exit_status(["preprocess"]) == 2
+    capsys.readouterr()
+    assert exit_status([*command, "--region"]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "error: argument --region: expected one argument; see python -m beam_pipeline preprocess "
+        "--help\n"
+    )
+    assert exit_status(["--verbose", *command]) == 2
+    assert "flags come after the command: preprocess --verbose;" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def test_help_and_complaints_do_not_wait_for_pytorch():
         ),
         (["train", "--data", "{data}", "--output", "{tmp}"], 2, "no run, and holds notes.txt"),
         (["evaluate", "{tmp}"], 1, "has no config.yaml: it is no run folder"),
+        (["evaluate", "{tmp}", "--splitt=val"], 2, "no --splitt=val (did you mean --split?)"),
         (["evaluate", "{tmp}/x"], 1, "is not there; pass the --output of train"),
         (["evaluate"], 2, "required: RUN"),
         (["evaluate", "{tmp}", "--split", "all"], 2, "invalid choice: 'all'"),

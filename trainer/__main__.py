@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from trainer import __version__
@@ -90,9 +90,9 @@ def _run(given: Sequence[str]) -> None:
     if name not in COMMANDS:
         if name.startswith("-"):
             build_parser().parse_args([name])
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UsageError(f"there is no command {name!r}{hint}: {', '.join(COMMANDS)}")
+        raise UsageError(
+            f"there is no command {name!r}{_hint(name, COMMANDS)}: {', '.join(COMMANDS)}"
+        )
     words, on_vertex = list(given[1:]), "--vertex" in given
     if name == "train" and on_vertex:
         name = "submit"
@@ -118,13 +118,20 @@ def _run(given: Sequence[str]) -> None:
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     command = importlib.import_module(module)
     command.add_arguments(parser)
-    if name not in _TRAINING:
-        command.run(parser.parse_args(words))
-        return
     arguments, rest = parser.parse_known_args(words)
-    arguments.train_arguments = rest
     flags = [flag for action in parser._actions for flag in action.option_strings]
-    command.run(arguments, parse_run_options(rest, flags))
+    if name in _TRAINING:
+        arguments.train_arguments = rest
+        command.run(arguments, parse_run_options(rest, flags))
+        return
+    if rest:
+        parser.error(f"{name} has no {' '.join(rest)}{_hint(rest[0].split('=')[0], flags)}")
+    command.run(arguments)
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _print_error(message: str, status: int, verbose: bool) -> int:

@@ -15,6 +15,7 @@ from trainer.data.digests import row_digests
 from trainer.data.split_index import SplitIndex
 from trainer.data.storage import DatasetError, Storage
 
+#: Files that stay open from one read to the next; a read may open as many more.
 MOST_OPEN_FILES = 128
 
 
