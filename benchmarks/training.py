@@ -139,9 +139,10 @@ def describe(sizes: Sizes, gpu: bool) -> list[str]:
         sizes.repeats > 1
     )
     notes = [
-        f"loading: medians of {passes} after one that is not timed, the files in the page cache; "
-        "*from disk*: as many, the files dropped from the page cache before each. Batches of 128 "
-        "trials. *Opening*: what comes before the first epoch; ours reads and verifies all shards",
+        f"loading: medians of at least {passes}, after one that is not timed, the files in the "
+        f"page cache; *from disk*: of {passes}, the files dropped from the page cache before each. "
+        "Batches of 128 trials. *Opening*: what comes before the first epoch; ours reads and "
+        "verifies all shards",
         f"step: batches of {sizes.batch_size} sequences of {sizes.n_trials} x {SHAPE[0]} x "
         f"{SHAPE[1]}, patches of 2 x 8 x 8; TFLOP/s count the matrix products of ours; memory of "
         + ("the GPU" if gpu else "the process"),
