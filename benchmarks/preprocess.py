@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
 #: Enough for the tables and what the largest case keeps at one time.
 BYTES_PER_ROW = 250_000
-#: Memory of the idiomatic Beam pipeline.
-BEAM_BYTES_PER_ROW = 700_000
+#: Memory of the peers whose memory grows with the table.
+PEER_BYTES_PER_ROW = {"beam": 700_000, "lab": 2_500_000}
 
 
 @dataclass(frozen=True)
@@ -231,12 +231,14 @@ def installed_peers(wanted: Sequence[str], versions: dict[str, dict[str, str]]) 
 
 def check_space(folder: Path, peers: Sequence[str], sizes: Sizes) -> None:
     """Refuse to start where the disk or the memory would fill up."""
-    memory, available = sizes.beam * BEAM_BYTES_PER_ROW, psutil.virtual_memory().available
-    if "beam" in peers and available < memory:
-        raise SystemExit(
-            f"{available / 1e9:.0f} GB of memory are free, the peer beam needs about "
-            f"{memory / 1e9:.0f} GB at {sizes.beam:,} rows: leave it out of --peers"
-        )
+    available = psutil.virtual_memory().available
+    for peer, rows in (("beam", sizes.beam), ("lab", sizes.lab)):
+        memory = rows * PEER_BYTES_PER_ROW[peer]
+        if peer in peers and available < memory:
+            raise SystemExit(
+                f"{available / 1e9:.0f} GB of memory are free, the peer {peer} needs about "
+                f"{memory / 1e9:.0f} GB at {rows:,} rows: leave it out of --peers"
+            )
     measure.check_disk(folder, sizes.full * BYTES_PER_ROW)
 
 
