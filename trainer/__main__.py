@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import difflib
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 from trainer import __version__
 from trainer.errors import UsageError
 from trainer.launch import launch, leave_failure
+from trainer.near_names import did_you_mean
 from trainer.options import parse_run_options
 from trainer.vertex.container import read_replica
 
@@ -91,7 +91,7 @@ def _run(given: Sequence[str]) -> None:
         if name.startswith("-"):
             build_parser().parse_args([name])
         raise UsageError(
-            f"there is no command {name!r}{_hint(name, COMMANDS)}: {', '.join(COMMANDS)}"
+            f"there is no command {name!r}{did_you_mean(name, COMMANDS)}: {', '.join(COMMANDS)}"
         )
     words, on_vertex = list(given[1:]), "--vertex" in given
     if name == "train" and on_vertex:
@@ -125,13 +125,8 @@ def _run(given: Sequence[str]) -> None:
         command.run(arguments, parse_run_options(rest, flags))
         return
     if rest:
-        parser.error(f"{name} has no {' '.join(rest)}{_hint(rest[0].split('=')[0], flags)}")
+        parser.error(f"{name} has no {' '.join(rest)}{did_you_mean(rest[0].split('=')[0], flags)}")
     command.run(arguments)
-
-
-def _hint(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _print_error(message: str, status: int, verbose: bool) -> int:

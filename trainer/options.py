@@ -6,7 +6,6 @@ not exist is refused wherever it stands, and the nearest one that does is sugges
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import shlex
@@ -21,6 +20,7 @@ import yaml
 
 from trainer.config import SECTIONS, Config
 from trainer.errors import UsageError
+from trainer.near_names import did_you_mean
 from trainer.vertex.container import run_folder
 
 EXPERIMENTS_FOLDER = Path(__file__).parent / "experiments"
@@ -258,5 +258,4 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     field = _ELSEWHERE.get(field, field)
     ordered = sorted(names)
     near = [known for known in ordered if known.endswith("." + field)]
-    near = near or difflib.get_close_matches(name, ordered, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    return did_you_mean(near[0] if near else name, ordered)

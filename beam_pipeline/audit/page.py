@@ -94,7 +94,7 @@ def summary_sentence(audit: TableAudit, warnings: Sequence[AuditWarning]) -> str
     for severity in Severity:
         n = sum(warning.severity == severity for warning in warnings)
         if n:
-            found.append(f"{n} {severity}{'' if n == 1 else 's'}")
+            found.append(plural(n, severity))
     if not found:
         return "Nothing stands out."
     return f"{', '.join(found)}. First: {warnings[0].title[0].lower()}{warnings[0].title[1:]}."

@@ -277,9 +277,9 @@ def _val_units(run: RunContents) -> dict[str, Any]:
     if content is None:
         return {"rests_on": "", "few": False}
     groups, n = content["groups"], content["session"]["n"]
-    rests_on = f"{n:,} session{'' if n == 1 else 's'}"
+    rests_on = plural(n, "session")
     if groups["unit"] == "subject":
-        rests_on += f" of {groups['n']:,} animal{'' if groups['n'] == 1 else 's'}"
+        rests_on += f" of {plural(groups['n'], 'animal')}"
     return {"rests_on": rests_on, "few": min(groups["per_class"].values()) < FEW_GROUPS}
 
 

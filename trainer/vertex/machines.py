@@ -6,11 +6,11 @@ is sent as it was given, with a warning.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 
 from trainer.errors import UsageError
+from trainer.near_names import did_you_mean
 
 
 def _gpus(*counts: int) -> dict[str, int]:
@@ -100,8 +100,7 @@ def machine_notes(machine: str, accelerator: str) -> list[str]:
     known = [f"{name}-{size}" for name, (_, sizes) in _BUILT_IN.items() for size in sizes]
     if machine in known or machine.partition("-")[0] in _PLAIN:
         return []
-    near = difflib.get_close_matches(machine, known, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = did_you_mean(machine, known)
     gpu = "" if accelerator else ", without a GPU: if it has one, give --accelerator"
     return [f"--machine {machine} is not known to this program{hint}; it is sent like this{gpu}"]
 
