@@ -21,7 +21,7 @@ from beam_pipeline.transforms.spectrograms import SurveyBlocks, WriteShards
 from beam_pipeline.transforms.write import WriteOutcome, WriteRejects, WriteSessions
 
 #: Rows of a piece of the table: small enough for an even load, large enough to be worth opening.
-PIECE_ROWS = 1024
+PIECE_ROWS = 2048
 #: Pieces stand in the job that a service is sent, which may not exceed 10 MB.
 MAX_PIECES = 10_000
 
@@ -47,8 +47,8 @@ def build_pipeline(
 
     read = (
         pipeline
-        | "Pieces" >> beam.Create(pieces)
-        | "SpreadPieces" >> beam.Reshuffle()
+        # Spread over the workers by `Create` itself.
+        | "Pieces" >> beam.Create(pieces, reshuffle=True)
         | ReadTrials(source, screening, store, work)
     )
     copies = read[FINGERPRINTS] | FindCopies()

@@ -12,8 +12,8 @@ from beam_pipeline.power_estimator import Traces
 from beam_pipeline.spectrogram_options import SpectrogramOptions
 
 FRAMES_PER_BLOCK = 500
-"""STFT frames transformed at once: few enough to stay in the cache. Not 512: the spectrum is written
-column by column, and rows a power of two apart share few places of the cache (a third slower)."""
+"""STFT frames transformed at once: few enough to stay in the cache. Not 512: the spectrum is filled
+column by column, and rows a power of two apart share few places there (a third slower)."""
 
 
 class StftPower:

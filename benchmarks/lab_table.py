@@ -24,7 +24,7 @@ FMR1_SESSIONS = 9
 WT_PER_FMR1 = 2.7
 SFREQ = 1000.0
 SEED = 0
-#: Neither what suits us best (our pieces are of 1,024 rows) nor one row group for all.
+#: One of our pieces, so that no case decodes a row twice; not one row group for all.
 ROW_GROUP_ROWS = 2048
 ROWS_AT_ONCE = 256
 

@@ -25,7 +25,7 @@ class PlanSplits(beam.PTransform):
 
     def expand(self, session_counts: beam.PCollection) -> beam.PCollection:
         def plan(
-            _: None, counts: list[SessionCount], options: DatasetOptions = self.options
+            _: bytes, counts: list[SessionCount], options: DatasetOptions = self.options
         ) -> dict[str, str]:
             # Names in the file that nothing is known of may be those of rejected sessions.
             unknown = options.splits.split_of if options.splits else ()
@@ -34,7 +34,7 @@ class PlanSplits(beam.PTransform):
             except SplitError:
                 return {}
 
-        root = session_counts.pipeline | "Once" >> beam.Create([None])
+        root = session_counts.pipeline | "Once" >> beam.Impulse()
         return root | beam.Map(plan, AsList(session_counts))
 
 
@@ -65,7 +65,7 @@ class PlanLayout(beam.PTransform):
         merged = summaries | beam.CombinePerKey(merge_summaries) | beam.Values()
 
         def plan(
-            _: None,
+            _: bytes,
             summaries: list[SessionSummary],
             counts: list[tuple[tuple[str | None, str], int]],
             options: DatasetOptions = self.options,
@@ -88,7 +88,7 @@ class PlanLayout(beam.PTransform):
                 work.problem.write_text(str(error))
                 return None
 
-        root = summaries.pipeline | "Once" >> beam.Create([None])
+        root = summaries.pipeline | "Once" >> beam.Impulse()
         return root | beam.Map(plan, AsList(merged), AsList(counts))
 
 

@@ -73,7 +73,7 @@ class WriteSessions(beam.PTransform):
         summaries, counts, late_rejects = inputs
 
         def write(
-            _: None,
+            _: bytes,
             layout: Layout | None,
             summaries: list[SessionSummary],
             counts: list[tuple[tuple[str | None, str], int]],
@@ -92,7 +92,7 @@ class WriteSessions(beam.PTransform):
             | beam.CombinePerKey(merge_summaries)
             | beam.Values()
         )
-        root = counts.pipeline | "Once" >> beam.Create([None])
+        root = counts.pipeline | "Once" >> beam.Impulse()
         root | beam.Map(
             write,
             AsSingleton(self.layout),
@@ -111,7 +111,7 @@ class WriteOutcome(beam.PTransform):
     def expand(self, inputs: Any) -> None:
         shards, pictures = inputs
 
-        def write_list(_: None, shards: list[ShardInfo], work: WorkFolder = self.work) -> None:
+        def write_list(_: bytes, shards: list[ShardInfo], work: WorkFolder = self.work) -> None:
             ordered = sorted(shards, key=lambda shard: shard.path)
             work.shards.write_text(json.dumps([asdict(shard) for shard in ordered]))
 
@@ -130,7 +130,7 @@ class WriteOutcome(beam.PTransform):
             path = work.pictures / f"{split}-{key_hash(condition):016x}.npz"
             path.write_bytes(content.getvalue())
 
-        root = shards.pipeline | "Once" >> beam.Create([None])
+        root = shards.pipeline | "Once" >> beam.Impulse()
         root | "WriteShardList" >> beam.Map(write_list, AsList(shards))
         # Combined, not grouped: each worker then sends one picture, not one a shard.
         merged = pictures | beam.CombinePerKey(MeanPicture.total_of)
