@@ -179,8 +179,8 @@ def compare(name: str, found: Mapping[str, Any], ours: Mapping[str, Any]) -> Non
             problems.append(f"the {key} trial differs")
     if not np.allclose([found["train_mean"], found["train_std"]], [0, 1], atol=1e-3):
         problems.append("the train split is not normalised")
-    if name != "lab" and found["least_sessions"] < 2:
-        problems.append("a train shard holds a single session")
+    if name != "lab" and found["shard_sessions"] < 2:
+        problems.append("its train shards hold a single session each")
     if problems:
         raise DifferentResultError(f"{name}: {'; '.join(problems)}")
 

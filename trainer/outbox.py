@@ -67,7 +67,8 @@ class Outbox:
         if not lost:
             return ""
         return (
-            f"{self._name}: {lost} of {self.taken} entries were not recorded ({self._error}); the "
+            f"{self._name}: {lost} of {self.taken} entries "
+            f"{'was' if lost == 1 else 'were'} not recorded ({self._error}); the "
             "run folder holds everything"
         )
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -175,9 +176,9 @@ def inspect(output: Path, trials: Iterable[Trial]) -> dict[str, Any]:
     Returns
     -------
     dict
-        The statistics of train; the number of trials, shards and, in the least mixed train
-        shard, sessions; mean and standard deviation of the values of train; the first and the
-        last trial by (session, trial_num).
+        The statistics of train; the number of trials, shards and, in a train shard, sessions (the
+        median: what remains for the last shard may be one block); mean and standard deviation of
+        the values of train; the first and the last trial by (session, trial_num).
     """
     stats = json.loads((output / STATS).read_text())
     sessions_of: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -199,7 +200,7 @@ def inspect(output: Path, trials: Iterable[Trial]) -> dict[str, Any]:
         "std": stats["std"],
         "n_trials": len(seen),
         "n_shards": len(sessions_of),
-        "least_sessions": min(
+        "shard_sessions": median(
             len(found) for (split, _), found in sessions_of.items() if split == "train"
         ),
         "train_mean": train_mean,
