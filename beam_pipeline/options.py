@@ -44,7 +44,7 @@ class DatasetOptions:
     split_seed: int = 0
     splits: SplitsFile | None = None
     block_trials: int = 32
-    shard_mb: float = 64.0
+    shard_mb: float = 128.0
     num_shards: int | None = None
     #: What says which rows of a table are read, under its flags' names; nothing for files.
     selection: dict[str, Any] = field(default_factory=dict)
