@@ -1,8 +1,8 @@
 """The lab's present way: pandas, SciPy row by row, two passes, nested lists in Parquet.
 
-Everything is held in memory, over 2 GB for 1,000 trials, so it is run on a sample of rows. What
-the first pass leaves to the second is not written down anywhere, so there are two variants: the
-spectrograms as nested lists in Parquet, or nothing but their mean and standard deviation.
+Everything is held in memory, over 2 GB for 1,000 trials, so it is run on a sample of rows. The lab
+states 9 ms a trace, which is what nested lists between the passes cost (7 to 9 ms here). The second
+variant, which leaves nothing but the mean and standard deviation to the second pass, takes half.
 """
 
 from __future__ import annotations
