@@ -426,6 +426,8 @@ os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "1"
 def stop():
     while not (os.path.exists("0") and os.path.exists("1")):
         time.sleep(0.01)
+    # torchrun forgets processes that it has started, but not noted yet.
+    time.sleep(2)
     os.kill(os.getpid(), signal.SIGTERM)
 threading.Thread(target=stop, daemon=True).start()
 try:
@@ -470,6 +472,20 @@ def test_a_process_that_was_killed_is_named(dataset, tmp_path):
     lines = [line for line in errors.splitlines() if not line.startswith(("epoch", "measured"))]
     assert len(lines) == 1
     assert lines[0].startswith("error: process 1: ended by SIGKILL")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing tells a process that its parent ended")
+def test_processes_save_and_end_when_the_one_that_started_them_is_killed(dataset, tmp_path):
+    run = tmp_path / "run"
+    process = start_two(flags(dataset, run, train__epochs=500))
+    wait_for_log(process, run)
+    process.kill()
+    # Ends when the last process closes its standard error.
+    _, errors = process.communicate(timeout=100)
+
+    assert "error: " not in errors
+    assert last_state(run)["step"] == log_of(run, "train")[-1]["step"]
+    assert not (run / "metrics").exists()
 
 
 def failure(time: float, rank: int, message: str, status: int = 1) -> Failure:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from trainer import __version__
 from trainer.errors import UsageError
-from trainer.launch import launch, leave_failure
+from trainer.launch import launch, leave_failure, stop_with_launcher
 from trainer.near_names import did_you_mean
 from trainer.options import parse_run_options
 from trainer.vertex.container import read_replica
@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     verbose = "--verbose" in given
+    stop_with_launcher()
     try:
         _run(given)
     except KeyboardInterrupt:

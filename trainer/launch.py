@@ -7,10 +7,12 @@ it says so.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,6 +24,10 @@ from trainer.remote.folder import PATIENCE_SECONDS
 
 #: Folder for what goes wrong in a process that `launch` has started.
 _FAILURES = "TRAINER_FAILURES"
+#: The process that `launch` runs in.
+_LAUNCHER = "TRAINER_LAUNCHER"
+#: Of Linux's prctl.h.
+_PR_SET_PDEATHSIG = 1
 #: Seconds that torchrun may be late to note that a process was killed; it counts whole ones.
 TOLD_LATE = 1.2
 #: How long torchrun, told to stop, waits for the processes. It would kill them after half a minute,
@@ -72,7 +78,7 @@ def launch(flags: Sequence[str], arguments: Sequence[str]) -> None:
     # What it logs is that a process has failed.
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="lfp-vit-failures-") as folder:
-        os.environ[_FAILURES] = folder
+        os.environ |= {_FAILURES: folder, _LAUNCHER: str(os.getpid())}
         # Not by a flag, which older releases do not know.
         os.environ.setdefault(_WAIT, str(WAIT_SECONDS))
         try:
@@ -88,6 +94,20 @@ def launch(flags: Sequence[str], arguments: Sequence[str]) -> None:
             said = [f.message for f in _read_failures(Path(folder)) if f.rank == 0]
             stopped = f"stopped by {error.sigval.name}; the same command goes on"
             raise TrainerError(said[0] if said else stopped) from None
+
+
+def stop_with_launcher() -> None:
+    """Let this process be told to stop when the `launch` that started it is gone (Linux alone).
+
+    Else it would train on when its launcher is killed, and hold on to its GPU.
+    """
+    launcher = os.environ.get(_LAUNCHER)
+    if launcher is None or "RANK" not in os.environ or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # It may have gone before.
+    if launcher != str(os.getppid()):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def leave_failure(message: str, status: int) -> bool:
