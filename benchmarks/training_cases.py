@@ -20,6 +20,8 @@ from training_report import Loading, Start, Step
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "benchmarks" / "training_peers"
 START_LIMIT_SECONDS = 600
+#: Of the trainer's shards: the peers' `SHARD_BYTES` in training_peers/loading.py.
+SHARD_MB = 64
 
 
 def say(text: str) -> None:
@@ -114,7 +116,7 @@ class Bench:
         self._run([sys.executable, str(script), *rows, "--output", str(table)])
         command = [sys.executable, "-m", "beam_pipeline", "preprocess"]
         command += ["--input", str(table), "--output", str(self._dataset)]
-        command += ["--sfreq", "1000", "--onset", "2.0"]
+        command += ["--sfreq", "1000", "--onset", "2.0", "--shard_mb", str(SHARD_MB)]
         command += ["--direct_running_mode", "multi_processing", "--direct_num_workers", "2"]
         self._run(command)
         table.unlink()

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 BATCH_TRIALS = 128
 #: Trials among which the trainer's stream shuffles, and those that shuffle in a buffer.
 SHUFFLE_TRIALS = 2048
-#: Of the trainer's shards, and the peers'.
+#: Of the peers' shards: the trainer's `SHARD_MB` in training_cases.py.
 SHARD_BYTES = 1 << 26
 SEED = 0
 #: For which a way that reads the page cache is timed: the first passes of a process vary most.
