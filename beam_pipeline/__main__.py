@@ -65,7 +65,6 @@ def build_parsers(chosen: str | None) -> tuple[argparse.ArgumentParser, argparse
         command = parsers[name] = commands.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
-        command.set_defaults(parser=command)
         command.add_argument("--verbose", action="store_true", help="show tracebacks and Beam logs")
         if name == chosen:
             module = importlib.import_module(f"beam_pipeline.{MODULES.get(name, name)}")
@@ -141,8 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_flags(chosen, command, after)
     args, rest = parser.parse_known_args(given)
     if rest and args.command != "preprocess":
-        args.parser.error(f"{args.command} has no {' '.join(rest)}")
-    check_beam_arguments(args.parser, rest)
+        command.error(f"{args.command} has no {' '.join(rest)}")
+    check_beam_arguments(command, rest)
     args.beam_arguments = rest
     try:
         return int(args.run(args))

@@ -353,12 +353,19 @@ def start_two(arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_log(process: subprocess.Popen[str], run: Path) -> None:
+def two_in_training(dataset: Path, run: Path) -> subprocess.Popen[str]:
+    """Two processes that have taken a step, and are not done for long."""
+    process = start_two(flags(dataset, run, train__epochs=500))
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_bytes():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    return process
+
+
+def without_progress(errors: str) -> list[str]:
+    return [line for line in errors.splitlines() if not line.startswith(("epoch", "measured"))]
 
 
 @pytest.mark.parametrize(
@@ -385,13 +392,12 @@ def test_what_is_wrong_with_two_processes_is_said_in_one_line(
 
 def test_a_signal_to_two_processes_saves_and_says_so_once(dataset, tmp_path):
     run = tmp_path / "run"
-    process = start_two(flags(dataset, run, train__epochs=500))
-    wait_for_log(process, run)
+    process = two_in_training(dataset, run)
     process.terminate()
     _, errors = process.communicate(timeout=100)
 
     assert process.returncode == 1
-    lines = [line for line in errors.splitlines() if not line.startswith(("epoch", "measured"))]
+    lines = without_progress(errors)
     (step,) = re.findall(r"error: stopped by SIGTERM after step (\d+), which is saved", lines[-1])
     assert len(lines) == 1
     assert last_state(run)["step"] == int(step)
@@ -458,8 +464,7 @@ def test_the_first_process_has_time_to_end_and_nobody_speaks_for_it(tmp_path):
 
 def test_a_process_that_was_killed_is_named(dataset, tmp_path):
     run = tmp_path / "run"
-    process = start_two(flags(dataset, run, train__epochs=500))
-    wait_for_log(process, run)
+    process = two_in_training(dataset, run)
     (child,) = (
         child
         for child in psutil.Process(process.pid).children()
@@ -469,7 +474,7 @@ def test_a_process_that_was_killed_is_named(dataset, tmp_path):
     _, errors = process.communicate(timeout=100)
 
     assert process.returncode == 1
-    lines = [line for line in errors.splitlines() if not line.startswith(("epoch", "measured"))]
+    lines = without_progress(errors)
     assert len(lines) == 1
     assert lines[0].startswith("error: process 1: ended by SIGKILL")
 
@@ -477,8 +482,7 @@ def test_a_process_that_was_killed_is_named(dataset, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="nothing tells a process that its parent ended")
 def test_processes_save_and_end_when_the_one_that_started_them_is_killed(dataset, tmp_path):
     run = tmp_path / "run"
-    process = start_two(flags(dataset, run, train__epochs=500))
-    wait_for_log(process, run)
+    process = two_in_training(dataset, run)
     process.kill()
     # Ends when the last process closes its standard error.
     _, errors = process.communicate(timeout=100)

@@ -117,13 +117,13 @@ def _headline(
         f"{rivals[best]}"
     )
     if n_reaching:
-        do = "does" if n_reaching == 1 else "do"
+        reaching = plural(n_reaching, "baseline", "does", "do")
         known = differences.get(best)
         paired = f"; the paired difference from {titles[best]} is {known.signed()}" if known else ""
         return Finding(
             Tone.PROBLEM,
             "The ViT does not beat the baselines",
-            f"{against}. {plural(n_reaching, 'baseline')} {do} as well or better{paired}.",
+            f"{against}. {reaching} as well or better{paired}.",
             f"Nothing here speaks for a transformer over {titles[best]}.",
         )
     # The difference from a weaker one may vary more from animal to animal.
